@@ -1,0 +1,224 @@
+"""The command line: every command parses, calls one function and prints what it returned."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import cspipe
+from cspipe.common import Common, with_common
+from cspipe.store.errors import CspipeError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Adapt a vision foundation model to many images with few labels: extract, head, finetune.",
+)  # fmt: skip
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the stores of cached tokens.")
+app.add_typer(store_app, name="store")
+
+Option, Argument = typer.Option, typer.Argument
+
+
+def parse_labels(text: str) -> str:
+    """`--labels` is a positive number or `all`."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter(f"{text!r} is neither a number of labels nor 'all'.")
+    return text
+
+
+def labels_value(text: str | None) -> int | str | None:
+    """The number of labels that a checked `--labels` means."""
+    return text if text in (None, "all") else int(str(text))
+
+
+Labels = Annotated[str | None, Option(metavar="N|all", callback=lambda text: text and parse_labels(text),
+                                      help="Labelled rows in all. [default: all where there are unlabelled rows, "
+                                           "else 250]")]  # fmt: skip
+Weights = Annotated[Path | None, Option(help="File of backbone weights: .safetensors, or .pth read safely.")]
+DataDir = Annotated[Path | None, Option(help="Folder with the data set's own files.")]
+Backbone = Annotated[str | None, Option(help="Take the store of this backbone.")]
+Dataset = Annotated[str | None, Option(help="Take the store of this data set.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        print(f"cspipe {cspipe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+@with_common
+def extract(
+    backbone: Annotated[str, Argument(help="Name of a backbone; see cspipe ls.")],
+    dataset: Annotated[str, Argument(help="Name of a data set, or a folder of images.")],
+    common: Common,
+    split: Annotated[str | None, Option(help="train, test or all.")] = None,
+    weights: Weights = None,
+    revision: Annotated[str | None, Option(help="Revision of the weights on the hub.")] = None,
+    data_dir: DataDir = None,
+    image_px: Annotated[int | None, Option(help="Side of the images in pixels. [default: the backbone's]")] = None,
+    token: Annotated[str | None, Option(help="Which token to store. [default: the backbone's]")] = None,
+    dtype: Annotated[str | None, Option(help="fp16 or fp32.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images a forward pass; recorded when the store is begun.")] = None,
+    limit: Annotated[int | None, Option(help="Only so many rows of each split, evenly spaced.")] = None,
+    strict: Annotated[bool | None, Option("--strict", help="Stop at the first image that cannot be read.")] = None,
+) -> None:
+    """Run a frozen backbone once over the images and cache its tokens."""
+    from cspipe import stages
+
+    changes = {
+        "backbone": backbone, "dataset": dataset, "split": split, "weights": weights, "revision": revision,
+        "data_dir": data_dir, "image_px": image_px, "token": token, "dtype": dtype, "batch_size": batch_size,
+        "limit": limit, "strict": strict,
+    }  # fmt: skip
+    stages.show(stages.extract(common, common.config(extract=changes)), common, stages.print_extract)
+
+
+@app.command()
+@with_common
+def head(
+    common: Common,
+    labels: Labels = None,
+    seeds: Annotated[int | None, Option(help="Labelled splits: split seeds 0..N-1. [default: 5]")] = None,
+    train_seed: Annotated[int | None, Option(help="Seed of weights and batches.")] = None,
+    draw: Annotated[str | None, Option(help="How labelled rows are drawn: balanced or natural.")] = None,
+    method: Annotated[str | None, Option(metavar="NAME,...", help="Methods to compare.")] = None,
+    backbone: Backbone = None,
+    dataset: Dataset = None,
+    set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
+) -> None:
+    """Train content-style heads on cached tokens, beside what they must beat."""
+    from cspipe import stages
+
+    changes = {
+        "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
+        "methods": method.split(",") if method else None,
+    }  # fmt: skip
+    config = common.config(head=changes, assignments=set_ or ())
+    store = stages.choose_store(config, backbone=backbone, dataset=dataset)
+    stages.show(stages.head(common, config, store), common, stages.print_head)
+
+
+@app.command()
+@with_common
+def finetune(
+    common: Common,
+    head: Annotated[Path | None, Option(metavar="RUN", help="Head run to start from. [default: the newest]")] = None,
+    split_seed: Annotated[int | None, Option(help="Which of its splits. [default: 0]")] = None,
+    unfreeze: Annotated[bool, Option("--unfreeze", help="Train the whole backbone.")] = False,
+    unfreeze_blocks: Annotated[int | None, Option(help="Train the last N blocks of the backbone.")] = None,
+    labels: Annotated[int | None, Option(help="Start from the newest head run with so many labels.")] = None,
+    regulariser: Annotated[list[str] | None, Option(metavar="NAME=WEIGHT", help="Keep what the backbone knew.")] = None,
+    weights: Weights = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, Option(help="Passes over the training images.")] = None,
+    limit: Annotated[int | None, Option(help="At most so many training images, evenly spaced.")] = None,
+    backbone: Backbone = None,
+    dataset: Dataset = None,
+) -> None:
+    """Train the backbone too, starting from a head."""
+    from cspipe import stages
+
+    if not unfreeze and unfreeze_blocks is None:
+        raise typer.BadParameter("say --unfreeze or --unfreeze-blocks N; the frozen regime is cspipe head.")
+    if unfreeze and unfreeze_blocks is not None:
+        raise typer.BadParameter("--unfreeze trains every block: leave out one of --unfreeze and --unfreeze-blocks.")
+    changes = {
+        "split_seed": split_seed, "unfreeze": unfreeze, "unfreeze_blocks": unfreeze_blocks, "labels": labels,
+        "epochs": epochs, "limit": limit, "weights": weights, "data_dir": data_dir,
+        "regularisers": stages.parse_weights(regulariser) if regulariser else None,
+    }  # fmt: skip
+    config = common.config(finetune=changes)
+    named = stages.choose_store(config, backbone=backbone, dataset=dataset) if backbone or dataset else None
+    stages.show(stages.finetune(common, config, head, named), common, stages.print_finetune)
+
+
+@app.command()
+@with_common
+def run(common: Common) -> None:
+    """Do what pipeline.toml says, all stages, and write the report."""
+    from cspipe import stages
+
+    stages.show(stages.run(common, common.config()), common, stages.print_run)
+
+
+@app.command()
+@with_common
+def report(
+    common: Common,
+    which: Annotated[list[Path] | None, Argument(metavar="[RUN]...", help="Run folders. [default: the newest]")] = None,
+) -> None:
+    """Write one self-contained HTML page about runs."""
+    from cspipe import stages
+
+    stages.show(stages.report(common.config(), which or []), common, stages.print_report)
+
+
+@app.command("ls")
+@with_common
+def list_all(common: Common) -> None:
+    """List backbones, data sets, stores and runs."""
+    from cspipe import stages
+
+    stages.show(stages.listing(common.config()), common, stages.print_listing)
+
+
+@store_app.command("ls")
+@with_common
+def store_ls(common: Common) -> None:
+    """List the stores."""
+    from cspipe import stages
+
+    stages.show({"stores": stages.list_of_stores(common.config())}, common, stages.print_stores)
+
+
+StorePath = Annotated[Path | None, Argument(help="Path of the store. [default: the one extracted last]")]
+
+
+@store_app.command("info")
+@with_common
+def store_info(common: Common, path: StorePath = None) -> None:
+    """Show what a store holds and where it came from."""
+    from cspipe import stages
+
+    stages.show(stages.store_info(common.config(), path), common, stages.print_store_info)
+
+
+@store_app.command("verify")
+@with_common
+def store_verify(common: Common, path: StorePath = None) -> None:
+    """Check every byte of a store; exit 1 where anything is wrong."""
+    from cspipe import stages
+
+    document = stages.verify(common.config(), path)
+    stages.show(document, common, stages.print_verify)
+    raise typer.Exit(1 if document["problems"] else 0)
+
+
+def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
+    """Runs the program; a `CspipeError` is one line on standard error and exit 1, Ctrl-C is exit 130."""
+    try:
+        app(arguments, prog_name="cspipe")
+    except CspipeError as error:
+        from cspipe.terminal import message
+
+        message(f"cspipe: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("cspipe: stopped; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

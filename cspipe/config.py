@@ -1,0 +1,178 @@
+"""Settings: a flag wins over pipeline.toml, which wins over the defaults written here."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from cspipe.headtrain.settings import HeadSettings
+from cspipe.store.errors import MissingDataError, SettingError
+
+FILE = Path("pipeline.toml")
+Positive = Annotated[int, Field(ge=1)]
+Strict = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExtractConfig(BaseModel):
+    """Stage one: which backbone looks at which images."""
+
+    model_config = Strict
+    backbone: str = "lite0"
+    dataset: str = "digits"
+    split: str = "all"
+    weights: Path | None = None
+    revision: str | None = None
+    data_dir: Path | None = None
+    image_px: Positive | None = None
+    token: str | None = None
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    batch_size: Positive | None = None
+    limit: Positive | None = None
+    strict: bool = False
+
+
+@validated(config=ConfigDict(extra="forbid"), frozen=True)
+class CheckedHeadSettings(HeadSettings):
+    """`HeadSettings`, with types and ranges checked."""
+
+
+class HeadConfig(BaseModel):
+    """Stage two: which labels, which methods."""
+
+    model_config = Strict
+    labels: Positive | Literal["all"] | None = None
+    seeds: Positive = 5
+    train_seed: Annotated[int, Field(ge=0)] = 0
+    draw: Literal["balanced", "natural"] = "balanced"
+    methods: tuple[str, ...] = ("content-style", "supervised", "logistic")
+    dev_rows: Annotated[int, Field(ge=0)] = 0
+    settings: CheckedHeadSettings = CheckedHeadSettings()
+
+
+class FinetuneConfig(BaseModel):
+    """Stage three: how much of the backbone learns, and for how long."""
+
+    model_config = Strict
+    unfreeze: bool = False
+    unfreeze_blocks: Positive | None = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    labels: Positive | None = None
+    epochs: Positive = 1
+    limit: Positive | None = None
+    batch: Positive = 32
+    labelled_batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    head_lr: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    target: Literal["cached", "live"] = "cached"
+    regularisers: dict[str, Annotated[float, Field(ge=0)]] = {}
+    checkpoint_steps: Positive = 50
+    weights: Path | None = None
+    data_dir: Path | None = None
+
+
+class Config(BaseModel):
+    """All of pipeline.toml."""
+
+    model_config = Strict
+    stores: Path = Path("stores")
+    runs: Path = Path("runs")
+    device: str = "cpu"
+    stages: tuple[Literal["extract", "head", "finetune"], ...] = ("extract", "head")
+    extract: ExtractConfig = ExtractConfig()
+    head: HeadConfig = HeadConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    def toml(self) -> str:
+        """The resolved settings as TOML; what is not set is left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(file: Path | None = None) -> Config:
+    """Reads a configuration file; `pipeline.toml` in the working folder where none is named, if it is there.
+
+    Raises:
+        MissingDataError: the named file is not there.
+        SettingError: not TOML, an unknown key (the nearest is named), or a value that cannot be used.
+    """
+    if file is None and not FILE.is_file():
+        return Config()
+    path = file or FILE
+    if not path.is_file():
+        raise MissingDataError(f"no configuration file at {path}.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not valid TOML: {error}.") from error
+    return check(table, source=str(path))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with flags put over it, e.g. `{"head.labels": 250}`; a flag that was not given is None.
+
+    Raises:
+        SettingError: as `load_config`.
+    """
+    table = config.model_dump(mode="json", exclude_unset=True)
+    for dotted, value in changes.items():
+        if value is None:
+            continue
+        *sections, key = dotted.split(".")
+        place = table
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return check(table, source="command line")
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as changes of `head.settings`; the value is read as TOML, else as text.
+
+    Raises:
+        SettingError: a text without `=`.
+    """
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(f"--set expects key=value, such as lambda_s=0.1; it was given {text!r}.")
+        try:
+            changes[f"head.settings.{key.strip()}"] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[f"head.settings.{key.strip()}"] = value.strip()
+    return changes
+
+
+def check(table: Mapping[str, Any], *, source: str) -> Config:
+    """Validates a table against `Config`, one plain line for the first thing that is wrong."""
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        raise SettingError(f"{source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation, in a plain sentence."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} = {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    section, key = fault["loc"][:-1], str(fault["loc"][-1])
+    known = known_keys(section)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."
+    return f"unknown key {where}; {hint}"
+
+
+def known_keys(section: Sequence[int | str]) -> list[str]:
+    """Names of the keys of a section."""
+    kind: Any = Config
+    for part in section:
+        kind = type(getattr(kind(), str(part)))
+    fields = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
+    return list(fields)

@@ -1,0 +1,136 @@
+"""Content-style networks, many heads side by side as stacked tensors.
+
+Legend: `H` heads, `B` batch rows, `D` token width, `P` projected width, `F` hidden width, `K` classes, `S` style.
+A stack of one head is an ordinary head: the same code serves the study of hundreds and the one that is kept.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedLinear(nn.Module):
+    """H linear layers in one product, `(H, B, in)` -> `(H, B, out)`, initialised as `nn.Linear` is."""
+
+    def __init__(self, wide_in: int, wide_out: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(wide_in)
+
+        def draw(rows: int) -> Tensor:
+            return torch.stack(
+                [(torch.rand(rows, wide_out, generator=g) * 2 - 1) * bound for g in generators]
+            )
+
+        self.weight = nn.Parameter(draw(wide_in))
+        self.bias = nn.Parameter(draw(1))
+
+    def forward(self, x_HBI: Tensor) -> Tensor:
+        """One batched product."""
+        return torch.baddbmm(self.bias, x_HBI, self.weight)
+
+
+class StackedBatchNorm(nn.Module):
+    """H batch norms over their own rows, `(H, B, F)` -> `(H, B, F)`; running statistics as `nn.BatchNorm1d`."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.bias = nn.Parameter(torch.zeros(heads, width))
+        self.register_buffer("running_mean", torch.zeros(heads, width))
+        self.register_buffer("running_var", torch.ones(heads, width))
+
+    def forward(self, x_HBF: Tensor) -> Tensor:
+        """Rows first, so that all heads' features are the channels of one fused batch norm."""
+        heads, rows, width = x_HBF.shape
+        flat_BC = x_HBF.transpose(0, 1).reshape(rows, heads * width)
+        flat_BC = F.batch_norm(
+            flat_BC, self.running_mean.view(-1), self.running_var.view(-1), self.weight.view(-1),
+            self.bias.view(-1), self.training, 0.1,
+        )  # fmt: skip
+        return flat_BC.view(rows, heads, width).transpose(0, 1)
+
+
+def discriminator(wide_in: int, hidden: int, generators: Sequence[torch.Generator]) -> nn.Sequential:
+    """`(H, B, in)` -> logits `(H, B, 1)`: two hidden layers of ReLU, as in the predecessor."""
+    return nn.Sequential(
+        StackedLinear(wide_in, hidden, generators), nn.ReLU(),
+        StackedLinear(hidden, hidden, generators), nn.ReLU(),
+        StackedLinear(hidden, 1, generators),
+    )  # fmt: skip
+
+
+class ContentStyle(nn.Module):
+    """H content-style heads: encoder P-F-(K+S), decoder (K+S)-F-P, one discriminator a prior in use.
+
+    Args:
+        width: projected token width P.
+        classes: K.
+        style: S.
+        hidden: F.
+        critics: name of each discriminator (`content`, `style`, `token`) -> its hidden width.
+        seeds: one training seed a head: a head's first weights do not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        style: int,
+        hidden: int,
+        critics: dict[str, int],
+        seeds: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.width, self.classes, self.style, self.hidden = width, classes, style, hidden
+        self.critic_widths = dict(critics)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        heads = len(generators)
+        self.encoder = nn.Sequential(
+            StackedLinear(width, hidden, generators), StackedBatchNorm(hidden, heads), nn.ReLU(),
+            StackedLinear(hidden, classes + style, generators),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            StackedLinear(classes + style, hidden, generators), StackedBatchNorm(hidden, heads), nn.ReLU(),
+            StackedLinear(hidden, width, generators),
+        )  # fmt: skip
+        wide_in = {"content": classes, "style": style, "token": width}
+        self.critics = nn.ModuleDict(
+            {name: discriminator(wide_in[name], wide, generators) for name, wide in critics.items()}
+        )
+
+    def encode(self, token_HBP: Tensor) -> tuple[Tensor, Tensor]:
+        """Content logits `(H, B, K)` and style `(H, B, S)`; the style is deterministic."""
+        code = self.encoder(token_HBP)
+        return code[..., : self.classes], code[..., self.classes :]
+
+    def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:
+        """Rebuilt token `(H, B, P)` from class probabilities and style."""
+        rebuilt: Tensor = self.decoder(torch.cat([content_HBK, style_HBS], -1))
+        return rebuilt
+
+    def judge(self, critic: str, sample_HBX: Tensor) -> Tensor:
+        """The named discriminator's logits `(H, B)`, an estimate of log prior/model."""
+        logit: Tensor = self.critics[critic](sample_HBX)
+        return logit.squeeze(-1)
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Encoder and decoder."""
+        return [*self.encoder.parameters(), *self.decoder.parameters()]
+
+    def one(self, head: int) -> "ContentStyle":
+        """The named head alone, as a stack of one with its own copy of the weights."""
+        alone = ContentStyle(
+            width=self.width, classes=self.classes, style=self.style, hidden=self.hidden,
+            critics=self.critic_widths, seeds=[0],
+        )  # fmt: skip
+        alone.load_state_dict(
+            {name: value[head : head + 1].clone() for name, value in self.state_dict().items()}
+        )
+        return alone.train(self.training)

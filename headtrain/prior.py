@@ -1,0 +1,65 @@
+"""Class prior of D_c: how often each class occurs among the unlabelled rows. Legend: `N` rows, `L` labelled, `K` classes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cspipe.headtrain.baselines import logistic
+from cspipe.headtrain.settings import Prior
+from cspipe.store.errors import SettingError
+
+Doubles = NDArray[np.float64]
+
+
+def labelled_prior(label_L: NDArray[np.int64], classes: int) -> Doubles:
+    """Frequencies of the labelled rows with one count added to each class `(K,)`; for draws that are not balanced."""
+    count_K: Doubles = np.bincount(label_L, minlength=classes) + 1.0
+    count_K /= count_K.sum()
+    return count_K
+
+
+def estimated_prior(probability_NK: Doubles, prior_K: Doubles, *, rounds: int = 200) -> Doubles:
+    """EM of Saerens, Latinne and Decaestecker (Neural Computation 14(1), 2002) for shifted class priors.
+
+    Args:
+        probability_NK: a classifier's probabilities on the unlabelled rows.
+        prior_K: class frequencies that the classifier was trained with.
+        rounds: EM steps.
+
+    Returns:
+        Estimated class frequencies of the unlabelled rows `(K,)`.
+    """
+    estimate_K = prior_K.copy()
+    for _ in range(rounds):
+        weighted_NK = probability_NK * (estimate_K / prior_K)
+        estimate_K = (weighted_NK / weighted_NK.sum(1, keepdims=True).clip(1e-300)).mean(0)
+    return estimate_K
+
+
+def class_prior(
+    kind: Prior,
+    *,
+    given: tuple[float, ...],
+    token_ND: NDArray[np.float32],
+    token_LD: NDArray[np.float32],
+    label_L: NDArray[np.int64],
+    classes: int,
+) -> Doubles:
+    """The prior `(K,)` that the settings name; `estimated` runs EM on a logistic regression's predictions.
+
+    Raises:
+        SettingError: `given` with another number of classes, or that sums to nothing.
+    """
+    if kind == "labelled":
+        return labelled_prior(label_L, classes)
+    if kind == "estimated":
+        trained_K = labelled_prior(label_L, classes)
+        probability_NK = logistic(token_LD, label_L, token_ND, classes=classes).astype(np.float64)
+        return estimated_prior(probability_NK, trained_K)
+    if kind == "given":
+        if len(given) != classes or sum(given) <= 0:
+            raise SettingError(
+                f"prior_given holds {len(given)} numbers that sum to {sum(given):g}, but the store has {classes} "
+                "classes: give one probability a class."
+            )
+        return np.asarray(given, np.float64) / sum(given)
+    return np.full(classes, 1 / classes)

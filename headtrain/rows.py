@@ -1,0 +1,118 @@
+"""What a study looks at: training rows, evaluation rows and labelled splits of a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cspipe.store import Store, open_store
+from cspipe.store.errors import SettingError
+from cspipe.store.split import draw_labelled
+
+Ints = NDArray[np.int64]
+Evaluation = Literal["test", "dev", "cross-validation"]
+Labels = int | Literal["all"]
+Draw = Literal["balanced", "natural"]
+
+LABELS_WHERE_ALL_ARE_KNOWN = 250
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """Resident rows of one store. `N` training rows, `M` evaluation rows, `D` token width.
+
+    Attributes:
+        token_ND, label_N, row_id_N: rows of the split `train` (label -1: unlabelled), without dev rows.
+        eval_token_MD, eval_label_M: labelled rows that accuracy is measured on; None for cross-validation.
+        evaluation: where those come from.
+        class_names: K names.
+        flagged: rows left out because their image is bad or gone.
+    """
+
+    token_ND: Tensor
+    label_N: Ints
+    row_id_N: Ints
+    eval_token_MD: Tensor | None
+    eval_label_M: Ints | None
+    evaluation: Evaluation
+    class_names: list[str]
+    flagged: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+
+def read_rows(path: Path, *, dev_rows: int = 0) -> StudyRows:
+    """Loads a store's rows.
+
+    Args:
+        path: the store.
+        dev_rows: when positive, the last so many training rows are evaluated on instead of the test split, and
+            leave the labelled and the unlabelled set: for choosing settings without looking at test rows.
+
+    Raises:
+        SettingError: no training split or no labelled row, or dev rows that miss a class.
+        StoreError: extraction is not finished.
+    """
+    store = open_store(path)
+    if "train" not in store.splits:
+        raise SettingError(f"{path.name} holds no split 'train': extract it with --split train or all.")
+    train = store["train"]
+    token, label, row_id = torch.from_numpy(train.embedding()), train.label(), train.row_id()
+    flagged = train.flagged()
+    evaluation: Evaluation = "cross-validation"
+    eval_token, eval_label = None, None
+    if dev_rows:
+        evaluation = "dev"
+        eval_token, eval_label = token[-dev_rows:], label[-dev_rows:]
+        token, label, row_id = token[:-dev_rows], label[:-dev_rows], row_id[:-dev_rows]
+    elif (test := read_test(store)) is not None:
+        evaluation = "test"
+        eval_token, eval_label = test
+    if not (label >= 0).any():
+        raise SettingError(
+            f"{path.name} holds no labelled training row: put labelled images in class folders."
+        )
+    if eval_label is not None and eval_token is not None:
+        known = eval_label >= 0
+        eval_token, eval_label = eval_token[torch.from_numpy(known)], eval_label[known]
+        if dev_rows and len(np.unique(eval_label)) < len(store.class_names):
+            raise SettingError(
+                f"the last {dev_rows} training rows do not hold every class: dev_rows is for data sets whose rows are "
+                "in mixed order. Use the test split, or more rows."
+            )
+    return StudyRows(token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged)
+
+
+def read_test(store: Store) -> tuple[Tensor, Ints] | None:
+    """Tokens and labels of the split `test`; None where it is missing or has no labelled row."""
+    if "test" not in store.splits:
+        return None
+    label = store["test"].label()
+    return (torch.from_numpy(store["test"].embedding()), label) if (label >= 0).any() else None
+
+
+def labelled_positions(rows: StudyRows, labels: Labels | None, seeds: int, draw: Draw) -> dict[int, Ints]:
+    """Positions of the labelled training rows by split seed 0..seeds-1.
+
+    `labels=None` means every labelled row where the store also has unlabelled ones (they are all the user has),
+    else 250. With every labelled row in use and a test split, all split seeds agree: one is kept.
+    """
+    known = int((rows.label_N >= 0).sum())
+    if labels is None:
+        labels = "all" if known < len(rows.label_N) else min(known, LABELS_WHERE_ALL_ARE_KNOWN)
+    if labels == "all" or labels == known:
+        position = np.flatnonzero(rows.label_N >= 0)
+        kept = seeds if rows.evaluation == "cross-validation" else 1
+        return dict.fromkeys(range(kept), position)
+    order = np.argsort(rows.row_id_N)
+    drawn = {
+        seed: draw_labelled(rows.label_N, rows.row_id_N, labels, seed, draw=draw) for seed in range(seeds)
+    }
+    return {seed: order[np.searchsorted(rows.row_id_N, ids, sorter=order)] for seed, ids in drawn.items()}

@@ -1,0 +1,92 @@
+"""What a head is and how it is trained: one frozen record, and the named methods as changes to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from cspipe.store.errors import SettingError, unknown_name
+
+ContentTerm = Literal["entropy", "adversarial"]
+Estimator = Literal["nonsaturating", "kl"]
+Prior = Literal["uniform", "given", "labelled", "estimated"]
+
+Count = Annotated[int, Ge(1)]
+Weight = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Settings of a content-style head. A weight of 0 switches its term off: that is how ablations are made.
+
+    Attributes:
+        components: principal components the standardised tokens are projected on; 0 keeps the token as it is.
+        hidden: width of the encoder's and the decoder's hidden layer.
+        style: width S of the style vector.
+        discriminator: width of both hidden layers of each discriminator (500 in the predecessor).
+        content_term: estimator of D_c: `entropy` is closed form, KL(mean content || prior) plus
+            `entropy_weight` times the mean entropy of the content; `adversarial` is the paper's.
+        estimator: what the encoder and decoder minimise on a discriminator's logit T:
+            `nonsaturating` softplus(-T) or `kl` -T.
+        lambda_c: weight of D_c. lambda_s: of D_s. lambda_y: of D_y. lambda_yy: of L_y.
+        entropy_weight: weight of the conditional entropy inside the closed-form D_c.
+        prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
+        steps: optimiser steps. batch: unlabelled rows a step. labelled_batch: labelled rows a step.
+        lr: peak learning rate of Adam. lr_end: share of it left at the last step (cosine in between).
+        discriminator_lr: constant learning rate of the discriminators' Adam.
+    """
+
+    components: Annotated[int, Ge(0)] = 256
+    hidden: Count = 256
+    style: Count = 32
+    discriminator: Count = 128
+    content_term: ContentTerm = "entropy"
+    estimator: Estimator = "nonsaturating"
+    lambda_c: Weight = 1.0
+    lambda_s: Weight = 0.03
+    lambda_y: Weight = 0.0
+    lambda_yy: Weight = 3.0
+    entropy_weight: Weight = 0.6
+    prior: Prior = "uniform"
+    prior_given: tuple[Weight, ...] = ()
+    steps: Count = 1000
+    batch: Annotated[int, Ge(2)] = 128
+    labelled_batch: Annotated[int, Ge(2)] = 100
+    lr: Annotated[float, Gt(0)] = 3e-3
+    lr_end: Annotated[float, Ge(0)] = 1.0
+    discriminator_lr: Annotated[float, Gt(0)] = 1e-3
+
+    @property
+    def semi_supervised(self) -> bool:
+        """True where at least one term looks at unlabelled rows."""
+        return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy) > 0
+
+
+HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
+    "content-style": {},
+    "content-style-paper": {
+        "components": 0, "hidden": 512, "content_term": "adversarial", "lambda_c": 0.1, "lambda_s": 0.1,
+        "lambda_y": 0.001, "lambda_yy": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+    },
+    "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
+})  # fmt: skip
+"""Name of a method -> what it sets above the user's settings."""
+
+
+def method_settings(method: str, settings: HeadSettings) -> HeadSettings:
+    """The settings that `method` trains with, given the user's.
+
+    Raises:
+        UnknownNameError: `method` is not a head that is trained.
+        SettingError: a prior was named `given` without its probabilities.
+    """
+    if method not in HEAD_METHODS:
+        raise unknown_name("method", method, HEAD_METHODS)
+    chosen = replace(settings, **HEAD_METHODS[method])
+    if (chosen.prior == "given") != bool(chosen.prior_given):
+        raise SettingError(
+            "prior = 'given' and prior_given belong together: set both, one probability a class, or neither."
+        )
+    return chosen

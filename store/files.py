@@ -1,0 +1,177 @@
+"""Raw files: atomic and durable writing, chunk files that end in a CRC-32C.
+
+Every chunk file of a store is ``body + 4 bytes``: the little-endian CRC-32C of the body, which is what
+Zarr's ``crc32c`` codec reads and writes. Nothing here knows what a body means.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cspipe.store.errors import DamageError
+
+TRAILER_BYTES = 4
+PARTIAL = ".partial"
+_PIECE_BYTES = 512 * 1024  # read and summed piece by piece, so that the sum finds its bytes in cache
+
+Bytes = NDArray[np.uint8]
+
+
+def crc32c(data: bytes | NDArray[Any]) -> int:
+    """CRC-32C of the bytes of ``data`` (an array must be contiguous)."""
+    return int(google_crc32c.value(data))
+
+
+def with_trailer(body: bytes) -> bytes:
+    """``body`` followed by its CRC-32C, as a chunk file holds it."""
+    return body + crc32c(body).to_bytes(TRAILER_BYTES, "little")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file and name below ``folder`` durable."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
+def make_folders(folder: Path) -> None:
+    """Create ``folder`` and its parents, each durable in its parent."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
+
+
+def _write_durably(path: Path, write: Callable[[Any], object]) -> None:
+    """Write beside ``path`` under a partial name, fsync, rename, fsync the folder."""
+    make_folders(path.parent)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    fsync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the file's content in one atomic, durable step; a crash leaves the old or the new."""
+    _write_durably(path, lambda file: file.write(data))
+
+
+def write_chunk(path: Path, body: NDArray[Any]) -> int:
+    """Write an array's bytes as a chunk file, atomically and durably.
+
+    Args:
+        path: the chunk file.
+        body: contiguous little-endian array.
+
+    Returns:
+        CRC-32C of the body.
+    """
+    flat = body.reshape(-1).view(np.uint8)
+    crc = crc32c(flat)
+
+    def write(file: Any) -> None:  # noqa: ANN401 - a binary file
+        file.write(flat.data)
+        file.write(crc.to_bytes(TRAILER_BYTES, "little"))
+
+    _write_durably(path, write)
+    return crc
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably; nothing happens where there is none."""
+    if path.exists():
+        path.unlink()
+        fsync_folder(path.parent)
+
+
+def chunk_file(array: Path, *index: int) -> Path:
+    """The chunk's file as Zarr names it: ``c/0/0``."""
+    return array.joinpath("c", *(str(number) for number in index))
+
+
+def _read_summed(file: Any, flat: Bytes, crc: int) -> tuple[int, int]:  # noqa: ANN401
+    """Fill ``flat`` from the file; returns bytes read and the CRC-32C extended by them."""
+    done = 0
+    while done < len(flat):
+        piece = flat[done : done + _PIECE_BYTES]
+        count = int(file.readinto(piece))
+        if count == 0:
+            break
+        crc = int(google_crc32c.extend(crc, piece[:count]))
+        done += count
+    return done, crc
+
+
+def read_chunk_into(path: Path, *parts: NDArray[Any]) -> int:
+    """Read a chunk file straight into arrays, one after the other, and check its sum meanwhile.
+
+    Args:
+        path: the chunk file.
+        parts: contiguous writable arrays that together take exactly the body.
+
+    Returns:
+        CRC-32C of the body.
+
+    Raises:
+        DamageError: the file is missing, of another size, or its bytes do not match its sum.
+    """
+    crc, size = 0, 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            for part in parts:
+                flat = part.reshape(-1).view(np.uint8)
+                count, crc = _read_summed(file, flat, crc)
+                size += len(flat)
+                if count < len(flat):
+                    raise DamageError(path, "the file is cut short")
+            trailer = file.read(TRAILER_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamageError(path, "the chunk file is missing") from None
+    except OSError as error:
+        if isinstance(error, DamageError):
+            raise
+        raise DamageError(path, f"the file cannot be read ({error.strerror})") from error
+    if len(trailer) != TRAILER_BYTES:
+        raise DamageError(path, f"the file should be {size + TRAILER_BYTES} bytes long and is not")
+    if int.from_bytes(trailer, "little") != crc:
+        raise DamageError(path, "the bytes do not match their checksum")
+    return crc
+
+
+def read_trailer(path: Path, body_bytes: int) -> int | None:
+    """The checksum a chunk file claims, its bytes unread; None where it is missing or of another size."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != body_bytes + TRAILER_BYTES:
+                return None
+            file.seek(body_bytes)
+            return int.from_bytes(file.read(TRAILER_BYTES), "little")
+    except OSError:
+        return None
+
+
+def left_overs(folder: Path) -> list[Path]:
+    """Files under partial names, which only a process that was killed leaves behind."""
+    return sorted(path for path in folder.rglob(f"*{PARTIAL}") if path.is_file())

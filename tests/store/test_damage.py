@@ -1,0 +1,150 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from cspipe.store.errors import CspipeError, StoreError
+from cspipe.store.repair import repair_store
+from cspipe.store.verify import verify_store
+
+IMAGES = list(range(30))
+
+
+def test_a_finished_store_has_no_problem(store):
+    assert verify_store(store.path) == []
+    assert len(store.open()["train"]) == 29
+
+
+def _flip(path, rng) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(bytes(data))
+
+
+def _read_everything(maker):
+    read = []
+    for name in ("test", "train"):
+        split = maker.open()[name]
+        read += [split.embedding(), split.label(), split.row_id(), np.array(split.path()), split.sha256()]
+    return read
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_flipped_bit_in_any_file_is_found_and_never_read_as_other_values(store, seed):
+    rng = np.random.default_rng(seed)
+    sound = _read_everything(store)
+    everything = sorted(path for path in store.path.rglob("*") if path.is_file())
+    path = everything[rng.integers(len(everything))]
+    _flip(path, rng)
+    found = verify_store(store.path)
+    where = str(path.relative_to(store.path))
+    assert [problem.where for problem in found if problem.where == where]
+    assert all(problem.what and problem.hint for problem in found)
+    try:
+        read = _read_everything(store)
+    except CspipeError:
+        return
+    for mine, its in zip(read, sound, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_in_an_embedding_chunk_stops_the_reader_with_file_and_command(store, seed):
+    rng = np.random.default_rng(seed)
+    path = store.path / "train" / "embedding" / "c" / str(rng.integers(4)) / "0"
+    _flip(path, rng)
+    with pytest.raises(StoreError) as caught:
+        store.open()["train"].embedding()
+    assert str(caught.value).startswith(f"{path}: the bytes do not match their checksum")
+    assert f"`cspipe store verify {store.path}`" in str(caught.value)
+    with pytest.raises(StoreError):
+        store.open()["train"].dask().compute(scheduler="sync")
+
+
+@pytest.mark.parametrize(
+    "array", ["embedding/c/1/0", "commit/c/1/0", "label/c/0", "path/c/0", "sha256/c/0/0", "row_id/c/0"]
+)
+@pytest.mark.parametrize("harm", ["remove", "cut", "lengthen", "empty"])
+def test_a_missing_cut_or_longer_file_is_found_and_stops_the_reader(store, array, harm):
+    path = store.path / "train" / array
+    data = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": data[:-9], "lengthen": data + b"more", "empty": b""}[harm])
+    assert f"train/{array}" in [problem.where for problem in verify_store(store.path)]
+    with pytest.raises(StoreError):
+        _read_everything(store)
+
+
+@pytest.mark.parametrize("array", ["embedding", "commit"])
+def test_swapped_chunks_are_found_though_each_passes_its_own_checksum(store, array):
+    folder = store.path / "train" / array / "c"
+    (folder / "0").rename(folder / "x")
+    (folder / "1").rename(folder / "0")
+    (folder / "x").rename(folder / "1")
+    assert len(verify_store(store.path)) == 2
+    with pytest.raises(StoreError, match="is not the one its commit record names"):
+        store.open()["train"].embedding()
+
+
+def test_a_chunk_of_another_split_in_its_place_is_found(store):
+    shutil.copy(store.path / "test/embedding/c/1/0", store.path / "train/embedding/c/1/0")
+    assert [problem.where for problem in verify_store(store.path)] == ["train/embedding/c/1/0"]
+
+
+def test_a_table_of_another_split_in_its_place_is_found_and_not_read(store):
+    shutil.copy(store.path / "test/label/c/0", store.path / "train/label/c/0")
+    assert [problem.where for problem in verify_store(store.path)] == ["train/label"]
+    with pytest.raises(StoreError, match="train/label"):
+        store.open()["train"].label()
+
+
+def test_foreign_files_and_a_split_that_is_gone_are_named(store):
+    (store.path / "notes.txt").write_text("mine")
+    (store.path / "train" / "embedding" / "c" / "9").mkdir()
+    (store.path / "train" / "embedding" / "c" / "9" / "0").write_bytes(b"x")
+    shutil.rmtree(store.path / "test")
+    found = {problem.where: problem.what for problem in verify_store(store.path)}
+    assert set(found) == {"notes.txt", "train/embedding/c/9/0", "test/zarr.json"}
+    assert found["notes.txt"] == "this file does not belong to the store"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"attributes": {}}', "\x00\xff", '{"attributes": 3}'])
+@pytest.mark.parametrize("where", ["zarr.json", "train/zarr.json", "train/label/zarr.json"])
+def test_a_description_that_is_no_description_is_listed_and_never_raised(store, where, text):
+    (store.path / where).write_text(text, encoding="latin-1")
+    assert where in [problem.where for problem in verify_store(store.path)]
+
+
+def test_a_folder_where_a_file_should_be_is_listed_and_never_raised(store):
+    for where in ("train/embedding/c/0/0", "train/commit/c/1/0", "test/label/c/0", "test/path/zarr.json"):
+        (store.path / where).unlink()
+        (store.path / where).mkdir()
+    assert len(verify_store(store.path)) >= 4
+
+
+def test_a_store_of_a_newer_format_is_refused(store):
+    from cspipe.store.meta import read_group, write_group
+
+    write_group(store.path, {**read_group(store.path), "format": 2})
+    with pytest.raises(StoreError, match="has store format 2, this cspipe reads 1: upgrade cspipe"):
+        store.open()
+    assert [problem.hint for problem in verify_store(store.path)] == ["upgrade cspipe"]
+
+
+@pytest.mark.parametrize("array", ["embedding", "commit"])
+def test_repair_takes_out_a_damaged_chunk_and_extract_computes_it_alone_anew(store, files, array):
+    before = files(store.path)
+    _flip(store.path / "train" / array / "c" / "2" / "0", np.random.default_rng(0))
+    left = repair_store(store.path)
+    assert [problem.where for problem in left] == ["train"]
+    assert [task.chunk for task in store.extract(IMAGES, bad=[11])] == [2]
+    assert files(store.path) == before
+
+
+def test_what_repair_cannot_mend_it_still_lists(store):
+    (store.path / "train" / "label" / "c" / "0").unlink()
+    assert [problem.where for problem in repair_store(store.path)] == ["train/label/c/0"]
+    with pytest.raises(StoreError, match="train/label"):
+        store.extract(IMAGES)
