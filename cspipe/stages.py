@@ -89,7 +89,8 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 
 def finetune(common: Common, config: Config, head_run: Path | None, store: Path | None) -> Document:
     """Stage three from a head run."""
-    from cspipe.finetune.run import FinetuneSettings, run_finetune
+    from cspipe.finetune.run import run_finetune
+    from cspipe.finetune.train import FinetuneSettings
 
     calm(common)
     settings = config.finetune.model_dump(exclude={"unfreeze"})
@@ -143,7 +144,7 @@ def listing(config: Config) -> Document:
          "licence": spec.licence}
         for spec in BACKBONES.values()
     ]  # fmt: skip
-    datasets = [{"name": name, "what": spec.summary} for name, spec in DATASETS.items()]
+    datasets = [{"name": name, "what": spec.words} for name, spec in DATASETS.items()]
     runs = []
     for run in finished_runs(config.runs):
         told = read_report(run)

@@ -1,1 +1,1 @@
-
+"""Stage three: the backbone learns too, starting from a head."""

@@ -42,7 +42,10 @@ def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int)
 
 
 def choose_c(token_LD: Floats, label_L: Ints) -> float:
-    """C of the best cross-validated accuracy on a log grid, on at most 2,000 labelled rows; 1 if a class has one row."""
+    """C of the best cross-validated accuracy on a log grid, on at most 2,000 labelled rows.
+
+    1 where a class has a single row, so that nothing can be held out.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 

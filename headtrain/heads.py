@@ -55,10 +55,7 @@ class Head:
     def encode(self, token_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Content logits `(N, K)` and style `(N, S)` of stored tokens `(N, D)`, on the head's device."""
         self.stack.eval()
-        parts = [
-            self.stack.encode(self.projection.rows(part)[None])
-            for part in torch.split(token_ND, ROWS_AT_ONCE)
-        ]
+        parts = [self.stack.encode(self.projection.rows(part)[None]) for part in torch.split(token_ND, ROWS_AT_ONCE)]
         return torch.cat([p[0][0] for p in parts]), torch.cat([p[1][0] for p in parts])
 
     def probabilities(self, token_ND: Tensor) -> Tensor:
@@ -172,9 +169,7 @@ def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: 
         labelled_row_id: the store's row ids of the labelled rows it was trained with.
         card: JSON facts that belong to it: method, store key, backbone, dataset, class names, split.
     """
-    tensors = {
-        f"stack.{name}": value.detach().cpu().contiguous() for name, value in head.stack.state_dict().items()
-    }
+    tensors = {f"stack.{name}": value.detach().cpu().contiguous() for name, value in head.stack.state_dict().items()}
     tensors |= {
         "projection.mean": head.projection.mean_D.cpu(),
         "projection.scale": head.projection.scale_D.cpu(),
@@ -215,9 +210,7 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
     except (SafetensorError, KeyError, ValueError) as error:
         raise MismatchError(f"{path} is not a head written by cspipe head ({error}).") from error
     if facts.get("format") != FORMAT:
-        raise MismatchError(
-            f"{path} has head format {facts.get('format')}; this version reads format {FORMAT}."
-        )
+        raise MismatchError(f"{path} has head format {facts.get('format')}; this version reads format {FORMAT}.")
     facts["settings"]["prior_given"] = tuple(facts["settings"]["prior_given"])
     settings = HeadSettings(**facts["settings"])
     stack = ContentStyle(

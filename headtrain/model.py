@@ -20,9 +20,7 @@ class StackedLinear(nn.Module):
         bound = 1 / math.sqrt(wide_in)
 
         def draw(rows: int) -> Tensor:
-            return torch.stack(
-                [(torch.rand(rows, wide_out, generator=g) * 2 - 1) * bound for g in generators]
-            )
+            return torch.stack([(torch.rand(rows, wide_out, generator=g) * 2 - 1) * bound for g in generators])
 
         self.weight = nn.Parameter(draw(wide_in))
         self.bias = nn.Parameter(draw(1))
@@ -130,7 +128,5 @@ class ContentStyle(nn.Module):
             width=self.width, classes=self.classes, style=self.style, hidden=self.hidden,
             critics=self.critic_widths, seeds=[0],
         )  # fmt: skip
-        alone.load_state_dict(
-            {name: value[head : head + 1].clone() for name, value in self.state_dict().items()}
-        )
+        alone.load_state_dict({name: value[head : head + 1].clone() for name, value in self.state_dict().items()})
         return alone.train(self.training)

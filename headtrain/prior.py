@@ -1,4 +1,7 @@
-"""Class prior of D_c: how often each class occurs among the unlabelled rows. Legend: `N` rows, `L` labelled, `K` classes."""
+"""Class prior of D_c: how often each class occurs among the unlabelled rows.
+
+Legend: `N` rows, `L` labelled rows, `K` classes.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,7 @@ Doubles = NDArray[np.float64]
 
 def labelled_prior(label_L: NDArray[np.int64], classes: int) -> Doubles:
     """Frequencies of the labelled rows with one count added to each class `(K,)`; for draws that are not balanced."""
-    count_K: Doubles = np.bincount(label_L, minlength=classes) + 1.0
+    count_K: Doubles = np.bincount(label_L, minlength=classes).astype(np.float64) + 1
     count_K /= count_K.sum()
     return count_K
 

@@ -76,9 +76,7 @@ def read_rows(path: Path, *, dev_rows: int = 0) -> StudyRows:
         evaluation = "test"
         eval_token, eval_label = test
     if not (label >= 0).any():
-        raise SettingError(
-            f"{path.name} holds no labelled training row: put labelled images in class folders."
-        )
+        raise SettingError(f"{path.name} holds no labelled training row: put labelled images in class folders.")
     if eval_label is not None and eval_token is not None:
         known = eval_label >= 0
         eval_token, eval_label = eval_token[torch.from_numpy(known)], eval_label[known]
@@ -112,7 +110,5 @@ def labelled_positions(rows: StudyRows, labels: Labels | None, seeds: int, draw:
         kept = seeds if rows.evaluation == "cross-validation" else 1
         return dict.fromkeys(range(kept), position)
     order = np.argsort(rows.row_id_N)
-    drawn = {
-        seed: draw_labelled(rows.label_N, rows.row_id_N, labels, seed, draw=draw) for seed in range(seeds)
-    }
+    drawn = {seed: draw_labelled(rows.label_N, rows.row_id_N, labels, seed, draw=draw) for seed in range(seeds)}
     return {seed: order[np.searchsorted(rows.row_id_N, ids, sorter=order)] for seed, ids in drawn.items()}

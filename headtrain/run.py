@@ -72,13 +72,11 @@ def run_head(
             raise unknown_name("method", method, METHODS)
     rows = read_rows(store, dev_rows=dev_rows)
     splits = labelled_positions(rows, labels, seeds, draw)
-    study = Study(
-        rows, make_trials(rows, splits), settings or HeadSettings(), train_seed, device, on_progress
-    )
+    study = Study(rows, make_trials(rows, splits), settings or HeadSettings(), train_seed, device, on_progress)
     run = run_folders.new_run(runs, "head", config_toml)
     outcomes = [study.run(method) for method in methods]
     results = [row for outcome in outcomes for row in outcome.results]
-    card = head_card(store, rows, train_seed)
+    card = head_card(store, rows, train_seed) | {"dev_rows": dev_rows}
     save_heads(run, study, outcomes, splits, card)
     run_folders.write_metrics(run, (record for outcome in outcomes for record in outcome.metrics))
     document: dict[str, Any] = {

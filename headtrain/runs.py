@@ -46,9 +46,7 @@ def all_runs(runs: Path, command: str | None = None) -> list[Path]:
     if not runs.is_dir():
         return []
     found = [path.parent for path in runs.glob("*-*-*/config.toml")]
-    return sorted(
-        path for path in found if command is None or path.name.split("-")[1:-1] == command.split("-")
-    )
+    return sorted(path for path in found if command is None or path.name.split("-")[1:-1] == command.split("-"))
 
 
 def finished_runs(runs: Path, command: str | None = None) -> list[Path]:
@@ -83,9 +81,7 @@ def read_report(run: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StoreError(
-            f"{path} is damaged ({error}). Remove the folder and run the command again."
-        ) from error
+        raise StoreError(f"{path} is damaged ({error}). Remove the folder and run the command again.") from error
     return document
 
 

@@ -80,9 +80,7 @@ def draw_batches(
             unlabelled.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
             real.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
             content.append(draw_prior(pools.prior_HK[head], rows, generator, ahead))
-            noise = torch.randn(
-                ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype
-            )
+            noise = torch.randn(ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype)
             style.append(noise)
         drawn = [torch.stack(part, 1) for part in (labelled, unlabelled, content, style, real)]
         for step in range(ahead):
@@ -90,7 +88,13 @@ def draw_batches(
 
 
 def objective(
-    stack: ContentStyle, token_HXP: Tensor, label_HL: Tensor, prior_HK: Tensor, settings: HeadSettings
+    stack: ContentStyle,
+    token_HXP: Tensor,
+    label_HL: Tensor,
+    prior_HK: Tensor,
+    settings: HeadSettings,
+    *,
+    target_HBP: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every term of L_total that is switched on, one value a head, and the samples the discriminators look at.
 
@@ -101,6 +105,7 @@ def objective(
         label_HL: class of each labelled row.
         prior_HK: class prior.
         settings: weights and estimators.
+        target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
 
     Returns:
         Terms `(H,)` by their symbol, unweighted, and model samples by discriminator, still attached.
@@ -119,7 +124,8 @@ def objective(
         )
     if settings.lambda_y or settings.lambda_yy:
         rebuilt_HBP = stack.decode(content_HBK, style_HBS)
-        terms["L_y"] = losses.token_reconstruction(token_BD=token_HBP.detach(), rebuilt_BD=rebuilt_HBP)
+        target_HBP = token_HBP if target_HBP is None else target_HBP
+        terms["L_y"] = losses.token_reconstruction(token_BD=target_HBP.detach(), rebuilt_BD=rebuilt_HBP)
         samples["token"] = rebuilt_HBP
     samples |= {"content": content_HBK, "style": style_HBS}
     samples = {name: sample for name, sample in samples.items() if name in stack.critics}
@@ -140,9 +146,7 @@ def total(terms: dict[str, Tensor], settings: HeadSettings) -> Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items() if name in weights]).sum(0)
 
 
-def critic_losses(
-    stack: ContentStyle, samples: dict[str, Tensor], reals: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def critic_losses(stack: ContentStyle, samples: dict[str, Tensor], reals: dict[str, Tensor]) -> dict[str, Tensor]:
     """Binary cross-entropy `(H,)` of every discriminator, prior or real rows against detached model rows."""
     values = {}
     for name, sample in samples.items():
@@ -167,13 +171,19 @@ def adam(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
-def apply_gradients(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
-    """One step on exactly the optimiser's own parameters: other weights in the graph gather no gradient."""
+def apply_gradients(loss: Tensor, optimiser: torch.optim.Optimizer, *, clip: float | None = None) -> None:
+    """One step on exactly the optimiser's own parameters: other weights in the graph gather no gradient.
+
+    Args:
+        loss: a number.
+        optimiser: whose parameters are moved.
+        clip: largest norm of the whole gradient.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for parameter, gradient in zip(
-        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-    ):
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
         parameter.grad = gradient
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
 
 
@@ -205,9 +215,7 @@ def train_heads(
     batches = draw_batches(pools, settings, head_generators(seeds, table_TP.device), table_TP.dtype)
     generator = adam(stack.generator_parameters(), settings.lr)
     critic = adam(list(stack.critics.parameters()), settings.discriminator_lr) if stack.critics else None
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        generator, settings.steps, settings.lr * settings.lr_end
-    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(generator, settings.steps, settings.lr * settings.lr_end)
     every = max(1, settings.steps // 50)
     history: list[dict[str, Tensor]] = []
     sums: dict[str, Tensor] = {}
@@ -216,9 +224,7 @@ def train_heads(
         schedule.step()
         sums = {name: sums[name] + value if name in sums else value for name, value in terms.items()}
         if step % every == 0:
-            history.append(
-                {name: value / every for name, value in sums.items()} | {"step": torch.tensor(step)}
-            )
+            history.append({name: value / every for name, value in sums.items()} | {"step": torch.tensor(step)})
             sums = {}
             if on_step:
                 on_step(step)

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from cspipe.store.errors import StoreError
 from cspipe.store.files import (
-    chunk_file,
     fsync_folder,
     read_chunk_into,
     read_trailer,
@@ -36,12 +35,12 @@ KEPT = ".kept"
 
 def embedding_file(split: Path, chunk: int) -> Path:
     """The file of an embedding chunk."""
-    return chunk_file(split / "embedding", chunk, 0)
+    return Path(f"{split}/embedding/c/{chunk}/0")
 
 
 def commit_file(split: Path, chunk: int) -> Path:
     """The file of a chunk's commit record."""
-    return chunk_file(split / "commit", chunk, 0)
+    return Path(f"{split}/commit/c/{chunk}/0")
 
 
 def write_record(split: Path, chunk: int, first_row: int, end_row: int, crc: int) -> None:

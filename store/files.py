@@ -108,7 +108,7 @@ def remove(path: Path) -> None:
 
 def chunk_file(array: Path, *index: int) -> Path:
     """The chunk's file as Zarr names it: ``c/0/0``."""
-    return array.joinpath("c", *(str(number) for number in index))
+    return Path(f"{array}/c/{'/'.join(map(str, index))}")  # parsed once: this is called for every chunk
 
 
 def _read_summed(file: Any, flat: Bytes, crc: int) -> tuple[int, int]:  # noqa: ANN401

@@ -66,12 +66,17 @@ def open_root(
         make_folders(path)
         write_group(path, root)
     shape = Shape(width, dtype, int(root["chunk_rows"]))
+    _settle(path, shape)
+    return root, shape
+
+
+def _settle(path: Path, shape: Shape) -> None:
+    """Remove left-over partial files, finish table rewrites, undo extensions."""
     for partial in left_overs(path):
         partial.unlink()
     for split in sorted(folder for folder in path.iterdir() if folder.is_dir()):
         replay(split, shape)
         roll_back(split, shape)
-    return root, shape
 
 
 def checked_tokens(

@@ -39,9 +39,7 @@ class ImageTable:
                 f"sha256 is (N, 32) uint8 for N = {count} paths; got {self.sha256.shape} {self.sha256.dtype}"
             )
         if self.label.shape != (count,) or self.label.dtype != np.int64:
-            raise SettingError(
-                f"label is (N,) int64 for N = {count} paths; got {self.label.shape} {self.label.dtype}"
-            )
+            raise SettingError(f"label is (N,) int64 for N = {count} paths; got {self.label.shape} {self.label.dtype}")
         if count and int(self.label.min()) < -1:
             raise SettingError(f"a label is a class number or -1 for none; got {int(self.label.min())}")
 
@@ -107,7 +105,7 @@ def match(rows_sha256: NDArray[np.uint8], images_sha256: NDArray[np.uint8]) -> I
         `(N,)` image numbers, -1 where the row's image is not among them.
     """
     count = len(rows_sha256)
-    both = np.ascontiguousarray(np.concatenate([rows_sha256, images_sha256])).view("V32").reshape(-1)
+    both = np.ascontiguousarray(np.concatenate([rows_sha256, images_sha256])).view("S32").reshape(-1)
     _, keys = np.unique(both, return_inverse=True)
     numbers = keys.astype(np.int64)
     base = len(both) + 1
@@ -175,9 +173,7 @@ def _tasks(image_of_row: Int, ends: Int, per_chunk: int) -> list[ChunkTask]:
     return tasks
 
 
-def make_plan(
-    former: Rows, ends: Int, settled: int, table: ImageTable, *, whole: bool, per_chunk: int
-) -> Plan:
+def make_plan(former: Rows, ends: Int, settled: int, table: ImageTable, *, whole: bool, per_chunk: int) -> Plan:
     """Match rows to images, append the new images, list what has to be computed.
 
     Args:

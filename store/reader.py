@@ -25,9 +25,7 @@ from cspipe.store.table import Shape, read_array
 _THREADS = 2
 
 
-def read_chunk(
-    split: Path, chunk: int, rows: int, shape: Shape, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+def read_chunk(split: Path, chunk: int, rows: int, shape: Shape, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Read the first ``rows`` rows of a chunk, checked against its own sum and its commit record.
 
     Args:

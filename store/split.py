@@ -40,6 +40,17 @@ def _balanced(label: Int, row_id: Int, n: int, seed: int) -> Int:
     return np.concatenate(drawn)
 
 
+def _usable_count(n: int | str, labelled: int) -> int:
+    """``n`` if that many rows can be drawn."""
+    if isinstance(n, str) or n < 1:
+        raise SettingError(f"the number of labels is 1 or more, or 'all'; got {n!r}")
+    if n > labelled:
+        raise SettingError(
+            f"{n} labels were asked for and {labelled} rows have one: ask for at most {labelled}, or 'all'"
+        )
+    return n
+
+
 def draw_labelled(
     label: NDArray[np.integer[Any]],
     row_id: NDArray[np.integer[Any]],
@@ -66,22 +77,17 @@ def draw_labelled(
     """
     if label.shape != row_id.shape or label.ndim != 1:
         raise SettingError(f"label and row_id are both (N,); got {label.shape} and {row_id.shape}")
-    if draw not in ("balanced", "natural"):
-        raise SettingError(f"a draw is balanced or natural; got {draw!r}")
     order = np.argsort(row_id, kind="stable")
     order = order[label[order] >= 0]
     numbers, rows = label[order].astype(np.int64), row_id[order].astype(np.int64)
     if n == "all":
         return rows
-    if isinstance(n, str) or n < 1:
-        raise SettingError(f"the number of labels is 1 or more, or 'all'; got {n!r}")
-    if n > len(rows):
-        raise SettingError(
-            f"{n} labels were asked for and {len(rows)} rows have one: ask for at most {len(rows)}, or 'all'"
-        )
+    count = _usable_count(n, len(rows))
     if draw == "natural":
-        return np.sort(_generator(seed, _NATURAL).permutation(rows)[:n])
-    return np.sort(_balanced(numbers, rows, n, seed))
+        return np.sort(_generator(seed, _NATURAL).permutation(rows)[:count])
+    if draw == "balanced":
+        return np.sort(_balanced(numbers, rows, count, seed))
+    raise SettingError(f"a draw is balanced or natural; got {draw!r}")
 
 
 def split_hash(row_ids: NDArray[np.integer[Any]]) -> str:

@@ -132,9 +132,7 @@ def _write_array(folder: Path, value: NDArray[Any] | list[str]) -> None:
 def _apply(split: Path, rows: Rows, attributes: dict[str, Any], shape: Shape) -> dict[str, Any]:
     """Rewrite table arrays, descriptions and attributes; may be repeated after a crash at any point."""
     documents = {
-        name: array_document(
-            name, rows=len(rows), width=shape.width, dtype=shape.dtype, per_chunk=shape.per_chunk
-        )
+        name: array_document(name, rows=len(rows), width=shape.width, dtype=shape.dtype, per_chunk=shape.per_chunk)
         for name in ARRAYS
     }
     write_documents(split, documents)

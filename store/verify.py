@@ -114,9 +114,7 @@ def _chunks(split: Path, attributes: dict[str, Any], shape: Shape) -> Iterator[t
         if record is None and not data.is_file() and not attributes["complete"]:
             continue  # not computed yet, which is told once for the whole split
         if record is None:
-            wrong = (
-                "the chunk has data but no sound commit record" if data.is_file() else "the chunk is missing"
-            )
+            wrong = "the chunk has data but no sound commit record" if data.is_file() else "the chunk is missing"
             yield record_file, wrong, AGAIN
             continue
         if record[:2] != (start, end):

@@ -31,6 +31,22 @@ __all__ = ["ChunkTask", "ImageTable", "StoreWriter"]
 class StoreWriter:
     """Creates or opens a store for writing; a context manager that holds the store's lock.
 
+    Args:
+        path: the Zarr group, as :func:`cspipe.store.layout.store_path` gives it.
+        key: what changes the numbers for a given image.
+        width: values of a token.
+        batch_size: rows of a batch, a power of two; what an existing store records wins.
+        backbone: recorded name of the backbone.
+        dataset: recorded name of the data set.
+        provenance: plain JSON, with ``class_names``; no times or host names, for they would make
+            equal stores differ.
+        sources: where weights and images were (``weights``, ``data``); advisory.
+
+    Raises:
+        StoreError: another process writes this store, or it is damaged.
+        MismatchError: the store is of another key, width, backbone or data set.
+        SettingError: the batch size is no power of two.
+
     Attributes:
         path: the Zarr group.
         width: values of a token.
@@ -50,24 +66,7 @@ class StoreWriter:
         provenance: Mapping[str, Any],
         sources: Mapping[str, Any],
     ) -> None:
-        """Open the store, repair what a killed writer left, create it where there is none.
-
-        Args:
-            path: the Zarr group, as :func:`cspipe.store.layout.store_path` gives it.
-            key: what changes the numbers for a given image.
-            width: values of a token.
-            batch_size: rows of a batch, a power of two; what an existing store records wins.
-            backbone: recorded name of the backbone.
-            dataset: recorded name of the data set.
-            provenance: plain JSON, with ``class_names``; no times or host names, for they would make
-                equal stores differ.
-            sources: where weights and images were (``weights``, ``data``); advisory.
-
-        Raises:
-            StoreError: another process writes this store, or it is damaged.
-            MismatchError: the store is of another key, width, backbone or data set.
-            SettingError: the batch size is no power of two.
-        """
+        """Open the store, repair what a killed writer left, create it where there is none."""
         self.path = Path(path)
         self._provenance, self._sources = dict(provenance), dict(sources)
         canonical([self._provenance, self._sources])
@@ -201,9 +200,7 @@ class StoreWriter:
             self._attributes[split] = {**self._attributes[split], "bad_images": kept}
             write_group(folder, self._attributes[split])
 
-    def commit(
-        self, split: str, task: ChunkTask, embedding: NDArray[Any], bad: Sequence[tuple[int, str]] = ()
-    ) -> None:
+    def commit(self, split: str, task: ChunkTask, embedding: NDArray[Any], bad: Sequence[tuple[int, str]] = ()) -> None:
         """Store the tokens of one task, durably; may be called from several threads.
 
         A row whose tokens are not finite in the stored type is kept as NaN and listed with the bad ones.

@@ -31,14 +31,14 @@ def test_every_architecture_is_known_to_timm_and_has_a_transform_that_can_be_spl
 
 
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest_ones():
-    with pytest.raises(SettingError, match="multiples of 14 px.*100 was given: use --image-px 98 or 112"):
+    with pytest.raises(SettingError, match=r"multiples of 14 px.*100 was given: use --image-px 98 or 112"):
         load_backbone("dinov2-s", image_px=100)
     with pytest.raises(SettingError, match="at least 32 px"):
         load_backbone("lite0", image_px=16)
 
 
 def test_an_unknown_token_names_the_one_there_is():
-    with pytest.raises(UnknownNameError, match="token of lite0.*pooled"):
+    with pytest.raises(UnknownNameError, match=r"token of lite0.*pooled"):
         load_backbone("lite0", token="cls")
 
 
@@ -107,14 +107,14 @@ def test_a_file_that_is_no_weights_is_refused_and_its_code_never_runs(tiny, tmp_
     contents = {
         "cut.safetensors": b"\x10\0\0",
         "noise.pth": b"noise",
-        "evil.pth": pickle.dumps({"x": Evil(tmp_path / "ran")}),
+        "evil.pth": pickle.dumps({"x": Evil(tmp_path / "ran")}, protocol=2),
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MismatchError, match=name):
             load_backbone(tiny, weights=tmp_path / name)
     torch.save(torch.zeros(3), tmp_path / "bare.pt")
-    with pytest.raises(MismatchError, match="bare.pt"):
+    with pytest.raises(MismatchError, match=r"bare\.pt"):
         load_backbone(tiny, weights=tmp_path / "bare.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -158,16 +158,14 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(monkeypatch):
     assert time.monotonic() - begun < 5
 
 
-def test_the_hubs_client_itself_does_not_retry_for_minutes(monkeypatch, tmp_path):
-    import huggingface_hub.constants as constants
+def test_the_hubs_client_itself_does_not_retry_for_minutes(monkeypatch):
+    import huggingface_hub
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", "", raising=False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *args, **kwargs: "http://127.0.0.1:9/model")
     begun = time.monotonic()
     with pytest.raises(MissingDataError, match="--weights FILE"):
         load_backbone("dinov2-s", revision="no-such-revision-of-these-weights")
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 10
 
 
 def test_the_hubs_commit_is_recorded(monkeypatch, tmp_path, tiny, tiny_weights):

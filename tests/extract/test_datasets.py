@@ -49,9 +49,7 @@ def test_a_missing_mnist_file_names_the_four(mnist_dir):
         load_dataset("mnist", data_dir=mnist_dir)
 
 
-def test_a_failed_download_is_told_in_one_line_and_writes_nothing_to_standard_output(
-    monkeypatch, tmp_path, capsys
-):
+def test_a_failed_download_is_told_in_one_line_and_writes_nothing_to_standard_output(monkeypatch, tmp_path, capsys):
     import torchvision
 
     def fail(root, download):
@@ -88,7 +86,7 @@ def test_a_damaged_mnist_file_is_named(mnist_dir, name, change, says):
 def test_images_and_labels_of_different_releases_are_refused(mnist_dir, idx):
     labels = gzip.compress(idx(np.zeros(39, np.uint8)))
     (mnist_dir / "train-labels-idx1-ubyte.gz").write_bytes(labels)
-    with pytest.raises(SettingError, match="40 images.*39 labels"):
+    with pytest.raises(SettingError, match=r"40 images.*39 labels"):
         load_dataset("mnist", data_dir=mnist_dir)
 
 

@@ -82,9 +82,15 @@ class Maker:
         return open_store(self.path)
 
 
+def _shrink(patch: pytest.MonkeyPatch) -> None:
+    """Small chunks, and no waiting for the disk: what fsync does shows only when the power fails."""
+    patch.setattr("cspipe.store.opening.chunk_rows", lambda width, itemsize: ROWS_A_CHUNK)
+    patch.setattr("os.fsync", lambda handle: None)
+
+
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    monkeypatch.setattr("cspipe.store.opening.chunk_rows", lambda width, itemsize: ROWS_A_CHUNK)
+    _shrink(monkeypatch)
     return Maker(tmp_path / "stores")
 
 
@@ -93,7 +99,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stores folder of a finished extraction, to be copied: 30 training images, one bad, 9 test."""
     made = Maker(tmp_path_factory.mktemp("finished") / "stores")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cspipe.store.opening.chunk_rows", lambda width, itemsize: ROWS_A_CHUNK)
+        _shrink(patch)
         made.extract(range(30), bad=[11])
         made.extract(range(9), split="test")
     return made.stores
@@ -114,6 +120,25 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def files() -> Callable[[Path], dict[str, bytes]]:
     return tree
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, bytes]]:
+    """Files of a store after extracting some images, then some more, never interrupted."""
+    made: dict[str, dict[str, bytes]] = {}
+
+    def files_of(*extractions: Sequence[int], bad: Sequence[int]) -> dict[str, bytes]:
+        name = repr((extractions, bad))
+        if name not in made:
+            one = Maker(tmp_path_factory.mktemp("uninterrupted") / "stores")
+            with pytest.MonkeyPatch.context() as patch:
+                _shrink(patch)
+                for images in extractions:
+                    one.extract(images, bad=bad)
+            made[name] = tree(one.path)
+        return made[name]
+
+    return files_of
 
 
 @pytest.fixture

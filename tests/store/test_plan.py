@@ -79,7 +79,7 @@ def test_rows_no_finished_run_has_shown_are_dropped_and_settled_ones_are_not():
     ends = np.array([4], np.int64)
     dropped = make_plan(rows, ends, 0, table, whole=False, per_chunk=4)
     assert dropped.rows.sha256[:, -1].tolist() == [1, 2, 3, 4, 20, 21]
-    with pytest.raises(StoreError, match="8 rows of an interrupted run.*without --limit first"):
+    with pytest.raises(StoreError, match=r"8 rows of an interrupted run.*without --limit first"):
         make_plan(rows, ends, 12, table, whole=False, per_chunk=4)
 
 

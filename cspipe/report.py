@@ -1,0 +1,318 @@
+"""`cspipe report`: run folders become one self-contained HTML page, plots and styles inside, nothing fetched."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cspipe import plots, verdicts
+from cspipe.headtrain.runs import read_report, write_atomic
+from cspipe.headtrain.study import MAIN_METHOD
+from cspipe.reproduce import commands, facts, read_config
+from cspipe.store import Store
+from cspipe.store.errors import CspipeError
+from cspipe.terminal import plain
+from cspipe.token_map import TokenMap, map_tokens, run_store
+
+Report = dict[str, Any]
+POINTS, FEWEST_POINTS = 1500, 300
+"""Rows in a page's t-SNE pictures, shared by its runs: a few seconds a panel on one core."""
+
+CONFUSED_PAIRS = 15
+CLASSES_IN_LEGEND = 30
+NO_CURVE = frozenset({"event", "step", "epoch", "split_seed", "train_seed", "fold"})
+
+
+@dataclass(frozen=True)
+class Term:
+    """A logged quantity: symbol and index, words, unit."""
+
+    symbol: str
+    index: str
+    words: str
+    unit: str
+
+
+TERMS: Mapping[str, Term] = {
+    "total": Term("L", "total", "weighted sum of the terms", "nats"),
+    "L_c": Term("L", "c", "cross-entropy of the content", "nats"),
+    "D_c": Term("D", "c", "content against its prior", "nats"),
+    "D_s": Term("D", "s", "style against its prior", "nats"),
+    "D_y": Term("D", "y", "rebuilt against real tokens", "nats"),
+    "L_y": Term("L", "y", "reconstruction of the token", "1 \u2212 cos"),
+    "D_c_kl": Term("D", "c", "as a KL estimate", "nats"),
+    "D_s_kl": Term("D", "s", "as a KL estimate", "nats"),
+    "D_y_kl": Term("D", "y", "as a KL estimate", "nats"),
+    "critic_content": Term("", "", "content discriminator's own loss", "nats"),
+    "critic_style": Term("", "", "style discriminator's own loss", "nats"),
+    "critic_token": Term("", "", "token discriminator's own loss", "nats"),
+    "accuracy": Term("", "", "accuracy", "from 0 to 1"),
+    "cka": Term("", "", "CKA with the frozen tokens", "1: unmoved"),
+    "token_variance": Term("", "", "variance of the tokens", "mean of a dimension"),
+    "effective_rank": Term("", "", "effective rank of the tokens", "dimensions"),
+    "lr": Term("", "", "learning rate", ""),
+    "images_per_second": Term("", "", "speed", "images a second"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A small plot with its name."""
+
+    term: Term
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend: CSS colour, border style, name."""
+
+    colour: str
+    dash: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Small multiples of one kind."""
+
+    legend: list[Key]
+    panels: list[Panel]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts for the page: all cells where classes are few, else the pairs that are confused most.
+
+    Attributes:
+        names: class names.
+        cells: row by true class: count, depth of colour from 0 to 1.
+        pairs: true name, predicted name, count, share of the true class's rows.
+    """
+
+    names: list[str]
+    cells: list[list[tuple[int, float]]]
+    pairs: list[tuple[str, str, int, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that the page says of one run."""
+
+    run: Path
+    told: Report
+    verdict: str
+    accuracy: list[tuple[str, str, str, str, str]]
+    accuracy_plot: Markup | None
+    curves: list[Curves]
+    confusion: Confusion | None
+    token_map: list[Panel]
+    token_legend: list[Key]
+    token_rows: int
+    token_problem: str
+    facts: list[tuple[str, str]]
+    commands: list[str]
+    config: str
+
+    @property
+    def splits(self) -> int:
+        """Number of labelled draws."""
+        return len({row["split_seed"] for row in self.told.get("results", [])})
+
+
+def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
+    """Writes one HTML page about finished runs, whole or not at all.
+
+    Args:
+        runs: run folders of `cspipe head` and `cspipe finetune`.
+        page: the file.
+        stores: folder to look for a run's store in, where it is not at its recorded path; without the store the page
+            leaves out the picture of the tokens and says so.
+
+    Returns:
+        `page`.
+
+    Raises:
+        MissingDataError: a folder holds no finished run.
+        StoreError: a run's report is damaged.
+    """
+    told = [read_report(run) for run in runs]
+    heads = sum(one["command"] == "head" for one in told)
+    most = max(FEWEST_POINTS, POINTS // max(heads, 1))
+    sections = [make_section(run, one, stores, most) for run, one in zip(runs, told, strict=True)]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
+    )
+    template = environment.from_string(files("cspipe").joinpath("report.html").read_text(encoding="utf-8"))
+    write_atomic(page, template.render(sections=sections, overviews=labels_plots(told), main=MAIN_METHOD))
+    return page
+
+
+def printable(value: object) -> object:
+    """Every text that enters the page: control characters and lone surrogates shown as escapes."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
+    """Collects what the page says of one run."""
+    head, config = told["command"] == "head", run / "config.toml"
+    store, problem = find(told, stores)
+    drawn: TokenMap | None = None
+    if head and store is not None:
+        try:
+            dev_rows = read_config(run).get("head", {}).get("dev_rows", 0) or told["rows"]["judged"]
+            drawn = map_tokens(run, told, store, most=most, dev_rows=dev_rows)
+        except CspipeError as error:
+            problem = str(error)
+    counts = told["confusion"].get(MAIN_METHOD if head else "after")
+    return Section(
+        run=run, told=told, verdict=verdicts.head_verdict(told) if head else verdicts.finetune_verdict(told),
+        accuracy=accuracy_rows(told) if head else [], accuracy_plot=accuracy_plot(told) if head else None,
+        curves=all_curves(read_metrics(run)), confusion=make_confusion(counts, told["class_names"]) if counts else None,
+        token_map=token_panels(drawn) if drawn else [], token_legend=class_legend(drawn) if drawn else [],
+        token_rows=len(drawn.label_N) if drawn else 0, token_problem=problem, facts=facts(run, told),
+        commands=commands(run, told, store),
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+    )  # fmt: skip
+
+
+def find(told: Report, stores: Path) -> tuple[Store | None, str]:
+    """The run's store, or why it cannot be used."""
+    try:
+        return run_store(told, stores), ""
+    except CspipeError as error:
+        return None, str(error)
+
+
+def ranked(told: Report) -> list[str]:
+    """Methods, the most accurate first."""
+    summary = told["summary"]
+    return sorted(summary, key=lambda name: -summary[name]["mean"])
+
+
+def accuracy_rows(told: Report) -> list[tuple[str, str, str, str, str]]:
+    """Method, accuracy, interval, content-style minus it, interval of that."""
+    rows = []
+    for name in ranked(told):
+        value, versus = told["summary"][name], told["paired"].get(name)
+        difference = verdicts.signed(versus["mean_difference"]) if versus else "\u2013"
+        interval = verdicts.between(versus["ci95"]) if versus and versus["ci95"] else "\u2013"
+        rows.append((name, verdicts.percent(value["mean"]), verdicts.bounds(value["ci95"]), difference, interval))
+    return rows
+
+
+def accuracy_plot(told: Report) -> Markup:
+    """Dots and intervals by method."""
+    splits = {name: [row["accuracy"] for row in told["results"] if row["method"] == name] for name in ranked(told)}
+    return plots.accuracy_plot(splits, {name: told["summary"][name]["ci95"] for name in splits})
+
+
+def labels_plots(told: Sequence[Report]) -> list[tuple[str, list[Key], Markup]]:
+    """Accuracy against labels for every backbone and data set with head runs of different label counts."""
+    groups: dict[tuple[str, str, str], dict[int, Report]] = {}
+    for one in told:
+        if one["command"] == "head":
+            groups.setdefault((one["backbone"], one["dataset"], one["evaluation"]), {})[one["labels"]] = one
+    found = []
+    for (backbone, dataset, _), by_labels in groups.items():
+        if len(by_labels) < 2:
+            continue
+        points: dict[str, list[tuple[int, float, list[float]]]] = {}
+        for labels, one in sorted(by_labels.items()):
+            for name, value in one["summary"].items():
+                mean = 100 * value["mean"]
+                points.setdefault(name, []).append((labels, mean, [100 * x for x in value["ci95"] or ()] or [mean] * 2))
+        curves = [
+            plots.Curve(name, [p[0] for p in line], [p[1] for p in line], [p[2][0] for p in line], [p[2][1] for p in line])
+            for name, line in points.items()
+        ]
+        found.append((f"{backbone} on {dataset}", method_legend(list(points)), plots.labels_plot(curves)))
+    return found
+
+
+def read_metrics(run: Path) -> list[Report]:
+    """The records of metrics.jsonl; a line that was cut off is left out."""
+    path, records = run / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def all_curves(records: Sequence[Report]) -> list[Curves]:
+    """Curves over steps, then those that are logged once an epoch."""
+    steps = make_curves([record for record in records if "event" not in record], "step")
+    epochs = make_curves([record for record in records if record.get("event") == "epoch"], "epoch")
+    return [curves for curves in (steps, epochs) if curves.panels]
+
+
+def make_curves(records: Iterable[Report], x: str) -> Curves:
+    """A panel for every quantity, in it a line for every method: mean over splits and folds, with lowest and highest."""
+    values: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for record in records:
+        method = record.get("method", "fine-tuning")
+        for name, value in record.items():
+            if name not in NO_CURVE and isinstance(value, int | float) and x in record:
+                values.setdefault(name, {}).setdefault(method, {}).setdefault(record[x], []).append(value)
+    order = [name for name in TERMS if name in values] + sorted(values.keys() - TERMS.keys())
+    panels = []
+    for name in order:
+        lines = []
+        for method, seen in values[name].items():
+            at = sorted(seen)
+            lines.append(plots.Curve(method, at, [float(np.mean(seen[s])) for s in at], [min(seen[s]) for s in at],
+                                     [max(seen[s]) for s in at]))  # fmt: skip
+        term = TERMS.get(name, Term("", "", name, ""))
+        svg = plots.curve_panel(lines, what=term.words, x_name=x, discriminator=name.startswith("critic_"))
+        panels.append(Panel(term, svg))
+    return Curves(method_legend(list(dict.fromkeys(m for lines in values.values() for m in lines))), panels)
+
+
+def method_legend(names: Sequence[str]) -> list[Key]:
+    """Line colours of methods."""
+    return [Key(plots.css_colour(plots.method_colour(name)), plots.METHOD_DASHES.get(name, "solid"), name)
+            for name in names]  # fmt: skip
+
+
+def class_legend(drawn: TokenMap) -> list[Key]:
+    """Colours of classes; none where they are too many to be told apart."""
+    if len(drawn.class_names) > CLASSES_IN_LEGEND:
+        return []
+    keys = [Key(plots.css_colour(number), "solid", name) for number, name in enumerate(drawn.class_names)]
+    return [*keys, Key("var(--rule)", "solid", "no label")] if (drawn.label_N < 0).any() else keys
+
+
+def token_panels(drawn: TokenMap) -> list[Panel]:
+    """Three pictures of the same rows."""
+    spaces = (("[CLS] tokens", drawn.token_N2), ("content", drawn.content_N2), ("style", drawn.style_N2))
+    return [
+        Panel(Term("", "", words, ""), plots.scatter_panel(
+            place_N2, drawn.label_N, drawn.class_names, what=f"t-SNE of {words}, {len(place_N2)} rows coloured by class",
+            on_points=words != "style",
+        ))
+        for words, place_N2 in spaces
+    ]  # fmt: skip
+
+
+def make_confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Confusion:
+    """Counts with the share of their row; the pairs confused most, at most `CONFUSED_PAIRS`."""
+    count_KK = np.asarray(counts)
+    share_KK = count_KK / np.maximum(count_KK.sum(1, keepdims=True), 1)
+    few = len(names) <= plots.CLASSES_WITH_NAMES
+    cells = [[(int(n), round(float(s) ** 0.5, 2)) for n, s in zip(*row, strict=True)]
+             for row in zip(count_KK, share_KK, strict=True)] if few else []  # fmt: skip
+    wrong_KK = np.where(np.eye(len(names), dtype=bool), 0, count_KK)
+    worst = np.argsort(-wrong_KK, axis=None, kind="stable")[:CONFUSED_PAIRS]
+    pairs = [(names[i], names[j], int(wrong_KK[i, j]), verdicts.percent(float(share_KK[i, j])))
+             for i, j in zip(*np.unravel_index(worst, wrong_KK.shape), strict=True) if wrong_KK[i, j]]  # fmt: skip
+    return Confusion(list(names), cells, pairs)

@@ -1,0 +1,124 @@
+"""What a run says in one plain sentence, and how numbers are written on the page. Fractions in, text out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cspipe.headtrain.study import MAIN_METHOD
+
+Report = Mapping[str, Any]
+METHOD_WORDS = {
+    "content-style-paper": "the paper's bare objective", "supervised": "the supervised head",
+    "logistic": "logistic regression", "knn": "nearest neighbours", "label-propagation": "label propagation",
+    "self-training": "self-training",
+}  # fmt: skip
+OWN_VARIANTS = frozenset({"content-style-paper"})
+NO_INTERVAL = "There is one split, hence no interval."
+
+
+def percent(value: float) -> str:
+    """`0.894` -> `89.4 %`."""
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def points(value: float) -> str:
+    """`-0.091` -> `9.1`: the size of a difference in percentage points."""
+    return f"{abs(100 * value):.1f}"
+
+
+def signed(value: float) -> str:
+    """`-0.091` -> a true minus sign and `9.1`."""
+    size = points(value)
+    return size if size == "0.0" else ("+" if value > 0 else "\u2212") + size
+
+
+def bounds(ci95: Sequence[float] | None) -> str:
+    """An interval of accuracies, or a dash."""
+    return "\u2013" if ci95 is None else f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+
+
+def between(ci95: Sequence[float]) -> str:
+    """An interval of differences."""
+    return f"{signed(ci95[0])} to {signed(ci95[1])}"
+
+
+def method_words(name: str) -> str:
+    """A method's name in a sentence."""
+    return METHOD_WORDS.get(name, name)
+
+
+def judged_on(told: Report) -> str:
+    """Which rows accuracy was measured on."""
+    rows = told["rows"]["judged"]
+    return {
+        "test": f"on {rows:,} test images",
+        "dev": f"on {rows:,} training images held out for development",
+        "cross-validation": f"in cross-validation over {rows:,} labelled images",
+    }.get(told["evaluation"], f"on {rows:,} images")
+
+
+def head_verdict(told: Report) -> str:
+    """Whether content-style beats the best of the other methods of a head run, as plainly when it does not."""
+    summary = told["summary"]
+    given = f"With {told['labels']:,} labels"
+    others = {name: value["mean"] for name, value in summary.items() if name != MAIN_METHOD}
+    if MAIN_METHOD not in summary:
+        best = max(others, key=others.__getitem__)
+        return (
+            f"{given}, {method_words(best)} reaches {reach(summary[best])} {judged_on(told)}, the most of the methods "
+            f"that were run; {MAIN_METHOD} was not among them."
+        )
+    reached = f"{given}, {MAIN_METHOD} reaches {reach(summary[MAIN_METHOD])} {judged_on(told)}"
+    alone = "" if summary[MAIN_METHOD]["ci95"] else f" {NO_INTERVAL}"
+    if not others:
+        return f"{reached}. No other method was run beside it, so this says nothing of its worth.{alone}"
+    return reached + comparison(told, max(others, key=others.__getitem__)) + alone
+
+
+def reach(value: Mapping[str, Any]) -> str:
+    """A mean accuracy with its interval where there is one."""
+    return percent(value["mean"]) + (f" {bounds(value['ci95'])}" if value["ci95"] else "")
+
+
+def comparison(told: Report, best: str) -> str:
+    """The end of the sentence: how far above or below the best other method."""
+    versus = told["paired"][best]
+    difference, ci95 = versus["mean_difference"], versus["ci95"]
+    rival = ("the best of the others, " if best in OWN_VARIANTS else "the best baseline, ") + method_words(best)
+    interval = f"paired 95\u00a0% interval {between(ci95)}" if ci95 else ""
+    brackets = f" ({interval})" if ci95 else ""
+    if difference > 0 and (ci95 is None or ci95[0] > 0):
+        return f": {points(difference)} points above {rival}{brackets}."
+    theirs = percent(told["summary"][best]["mean"])
+    if difference > 0:
+        return (
+            f": {points(difference)} points above {rival}, but the {interval.replace('interval ', 'interval, ')}, "
+            "includes zero, so these splits do not show that it is better."
+        )
+    below = f"it is {points(difference)} points below" if points(difference) != "0.0" else "the two are level"
+    return f". It does not beat {rival}, which reaches {theirs}: {below}{brackets}."
+
+
+def finetune_verdict(told: Report) -> str:
+    """Whether training the backbone helped, as plainly when it did harm."""
+    before, after = told["accuracy_before"], told["accuracy_after"]
+    rows = sum(map(sum, told["confusion"]["after"]))
+    start = f"Training the backbone of the {told['labels']:,}-label head (split {told['split_seed']})"
+    where = f"on the {rows:,} images that it was judged on"
+    if points(after - before) == "0.0":
+        change = f"{start} leaves accuracy at {percent(after)} {where}"
+    else:
+        verb, worth = ("raises", "better") if after > before else ("lowers", "worse")
+        change = (
+            f"{start} {verb} accuracy from {percent(before)} to {percent(after)} {where}: "
+            f"{points(after - before)} points {worth} than leaving it frozen"
+        )
+    chance = 2 * float((before * (1 - before) + after * (1 - after)) / max(rows, 1)) ** 0.5
+    doubt = f", though {rows:,} images alone allow for {points(chance)} by chance" if abs(after - before) < chance else ""
+    return f"{change}{doubt}. {NO_INTERVAL}{drift(told['cka'])}"
+
+
+def drift(cka: float | None) -> str:
+    """How far the tokens moved."""
+    if cka is None:
+        return ""
+    return f" The tokens moved to a CKA of {cka:.2f} with the frozen ones (1 where nothing moved)."

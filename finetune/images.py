@@ -1,0 +1,131 @@
+"""Images of a store's rows, read again for the live backbone. Legend: `N` rows, `B` batch, `D` token width."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cspipe.extract.backbones import Backbone, load_backbone
+from cspipe.extract.datasets import DATASETS, Dataset, load_dataset
+from cspipe.extract.embed import single_threaded
+from cspipe.extract.hashing import hash_images, pixel_reader
+from cspipe.extract.images import normalise
+from cspipe.extract.parallel import ReadPixels
+from cspipe.store import Store
+from cspipe.store.errors import CspipeError, MismatchError, MissingDataError
+
+Ints = NDArray[np.int64]
+READERS = 2
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """Pixels of chosen rows of one split: `read(image)` gives `(3, H, W)` uint8 of image number `image`."""
+
+    image_N: Ints
+    read: ReadPixels
+
+    def batch(self, rows: Ints) -> Tensor:
+        """uint8 pixels `(B, 3, H, W)` of these positions."""
+        return torch.from_numpy(np.stack([self.read(int(self.image_N[row])) for row in rows]))
+
+    def batches(self, order: Sequence[Ints]) -> Iterator[Tensor]:
+        """The batches of `order`, each decoded while the one before is in use."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="decode") as pool:
+            ahead = [pool.submit(self.batch, rows) for rows in order[:2]]
+            for number in range(len(order)):
+                yield ahead.pop(0).result()
+                if number + 2 < len(order):
+                    ahead.append(pool.submit(self.batch, order[number + 2]))
+
+
+def reload_backbone(store: Store, *, weights: Path | None, device: str) -> Backbone:
+    """The backbone that a store was made with.
+
+    Args:
+        store: where side, token and the hash of the weights are recorded.
+        weights: file of the weights; None: where they were at extraction.
+        device: torch device.
+
+    Raises:
+        MissingDataError: the weights are not where they were.
+        MismatchError: other weights than those of the store.
+    """
+    recorded = store.attributes.get("sources", {}).get("weights")
+    file = weights or (Path(recorded) if recorded else None)
+    if file is not None and not file.is_file():
+        raise MissingDataError(
+            f"the weights of {store.backbone} are no longer at {file}: name them with --weights FILE."
+        )
+    backbone = load_backbone(
+        store.backbone, weights=file, revision=None if file else store.provenance.get("revision"),
+        image_px=store.key.image_px, token=store.key.token, device=device,
+    )  # fmt: skip
+    if backbone.weights_sha256 != store.key.weights_sha256:
+        raise MismatchError(
+            f"{store.path.name} was extracted with weights {store.key.weights_sha256[:12]}, but "
+            f"{backbone.weights_source} holds {backbone.weights_sha256[:12]}: name the right file with --weights FILE."
+        )
+    return backbone
+
+
+def reload_dataset(store: Store, data_dir: Path | None) -> Dataset:
+    """The images that a store was made from, where they were or under `data_dir`.
+
+    Raises:
+        MissingDataError: they are not there.
+    """
+    recorded = store.attributes.get("sources", {}).get("data")
+    try:
+        if store.dataset in DATASETS:
+            folder = Path(recorded) if recorded and Path(recorded).is_dir() else None
+            return load_dataset(store.dataset, data_dir=data_dir or folder)
+        return load_dataset(str(data_dir or recorded))
+    except CspipeError as error:
+        where = data_dir or recorded
+        raise MissingDataError(f"the images of {store.dataset} cannot be read at {where}: name their folder with "
+                               f"--data-dir DIR ({error})") from error  # fmt: skip
+
+
+def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbone) -> RowImages:
+    """Pixels of all good rows of a split, matched by the image's hash wherever the files lie now.
+
+    Raises:
+        MissingDataError: images of the store are no longer in the data set.
+    """
+    source = dataset.splits[split]
+    every = np.arange(len(source))
+    table = hash_images(source, every, READERS)
+    number = {digest.tobytes(): image for image, digest in enumerate(table.sha256)}
+    wanted = [digest.tobytes() for digest in store[split].sha256()]
+    missing = [place for place, digest in enumerate(wanted) if digest not in number]
+    if missing:
+        first = store[split].path()[missing[0]]
+        raise MissingDataError(
+            f"{len(missing)} of {len(wanted)} images of {store.path.name} are not in {dataset.source}, the first "
+            f"{first}: name their folder with --data-dir DIR, or extract again."
+        )
+    image_N = np.array([number[digest] for digest in wanted], np.int64)
+    return RowImages(image_N, pixel_reader(source, every, table, backbone.geometry))
+
+
+def live_tokens(model: nn.Module, backbone: Backbone, images: RowImages, rows: Ints, device: torch.device,
+                *, batch: int = 32) -> Tensor:  # fmt: skip
+    """Tokens `(N, D)` float32 of these rows by the model as it is now, no gradient; one thread a batch on a CPU."""
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    model.eval()
+
+    def embed(part: Ints) -> Tensor:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            pixels = normalise(images.batch(part).to(device), backbone.mean, backbone.std)
+            tokens: Tensor = model(pixels).float().cpu()
+            return tokens
+
+    with single_threaded(), ThreadPoolExecutor(READERS) as pool:
+        return torch.cat(list(pool.map(embed, parts)))

@@ -1,0 +1,71 @@
+"""Backbone and head as one module, and which of the backbone's blocks learn. Legend: `B` batch, `D` token width."""
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.projection import Projection
+from cspipe.store.errors import SettingError
+
+
+class Joined(nn.Module):
+    """A live backbone under a trained head (a stack of one)."""
+
+    def __init__(self, backbone: nn.Module, stack: ContentStyle, projection: Projection) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stack = stack
+        self.projection = projection
+
+    def tokens(self, pixels_B3HW: Tensor) -> Tensor:
+        """Live tokens `(B, D)` in fp32, with gradient."""
+        token: Tensor = self.backbone(pixels_B3HW)
+        return token.float()
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Class probabilities `(B, K)` of normalised pixels."""
+        projected = self.projection(self.tokens(pixels_B3HW))
+        return self.stack.encode(projected[None])[0][0].softmax(-1)
+
+    def learn(self) -> None:
+        """Training mode of the head alone: the backbone's batch norms keep their statistics, its dropout is off."""
+        self.train()
+        self.backbone.eval()
+
+
+def block_numbers(backbone: Any) -> dict[str, int]:  # noqa: ANN401 - timm's models have no common class
+    """Parameter name -> number of its block, by the model's own grouping: 0 the stem, the last one all that follows.
+
+    Raises:
+        SettingError: the model does not say what its blocks are.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise SettingError("this backbone does not tell its blocks apart: use --unfreeze to train all of it.")
+    groups = group_parameters(backbone, backbone.group_matcher(coarse=False))
+    return {name: number for number, names in groups.items() for name in names}
+
+
+def unfreeze(backbone: nn.Module, blocks: int | None) -> int:
+    """Lets the last `blocks` blocks and what follows them learn, or everything where it is None.
+
+    Returns:
+        How many numbers learn.
+
+    Raises:
+        SettingError: more blocks than there are.
+    """
+    if blocks is None:
+        backbone.requires_grad_(True)
+    else:
+        number = block_numbers(backbone)
+        after = max(number.values())
+        if blocks > after - 1:
+            raise SettingError(
+                f"--unfreeze-blocks {blocks} is more than the {after - 1} blocks of this backbone; to train all of it, "
+                "its stem too, use --unfreeze."
+            )
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(number[name] >= after - blocks)
+    return sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
