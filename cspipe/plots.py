@@ -139,10 +139,10 @@ def page_colour(found: re.Match[str]) -> str:
 def accuracy_plot(splits: Mapping[str, Sequence[float]], intervals: Mapping[str, Sequence[float] | None]) -> Markup:
     """Accuracy of each method: mean, interval where there is one, single splits as faint dots. Fractions in."""
     with mpl.rc_context(LOOK):
-        figure, axes = new_axes(430, 52 + 32 * len(splits))
+        figure, axes = new_axes(370, 48 + 34 * len(splits))
         for place, (name, values) in enumerate(splits.items()):
             ink, percent = colour(method_colour(name)), 100 * np.asarray(values)
-            axes.plot(percent, np.full(len(values), place), "o", color=ink, alpha=0.35, markersize=5, mew=0)
+            axes.plot(percent, np.full(len(values), place + 0.26), "o", color=ink, alpha=0.5, markersize=5, mew=0)
             if (span := intervals[name]) is not None:
                 axes.plot(100 * np.asarray(span), [place, place], color=ink, lw=2.5, solid_capstyle="butt")
             axes.plot(percent.mean(), place, "o", color=ink, markersize=9, mew=0)
@@ -160,7 +160,7 @@ def accuracy_plot(splits: Mapping[str, Sequence[float]], intervals: Mapping[str,
 def labels_plot(curves: Sequence[Curve]) -> Markup:
     """Accuracy (per cent) against the number of labels, with intervals."""
     with mpl.rc_context(LOOK):
-        figure, axes = new_axes(520, 300)
+        figure, axes = new_axes(400, 260)
         for curve in curves:
             ink = colour(method_colour(curve.name))
             error = [np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)]
@@ -198,7 +198,8 @@ def curve_panel(curves: Sequence[Curve], *, what: str, x_name: str = "step", dis
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.set_xlabel(x_name + (" (vertical axis logarithmic)" if wide else ""), color=SOFT)
         axes.grid(axis="y")
         axes.tick_params(length=0)

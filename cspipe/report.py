@@ -1,7 +1,6 @@
 """`cspipe report`: run folders become one self-contained HTML page, plots and styles inside, nothing fetched."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cspipe import plots, verdicts
+from cspipe.curves import Curves, Key, Panel, Term, all_curves, method_legend, read_metrics
 from cspipe.headtrain.runs import read_report, write_atomic
 from cspipe.headtrain.study import MAIN_METHOD
 from cspipe.reproduce import commands, facts, read_config
@@ -26,65 +26,7 @@ POINTS, FEWEST_POINTS = 1500, 300
 
 CONFUSED_PAIRS = 15
 CLASSES_IN_LEGEND = 30
-NO_CURVE = frozenset({"event", "step", "epoch", "split_seed", "train_seed", "fold"})
-
-
-@dataclass(frozen=True)
-class Term:
-    """A logged quantity: symbol and index, words, unit."""
-
-    symbol: str
-    index: str
-    words: str
-    unit: str
-
-
-TERMS: Mapping[str, Term] = {
-    "total": Term("L", "total", "weighted sum of the terms", "nats"),
-    "L_c": Term("L", "c", "cross-entropy of the content", "nats"),
-    "D_c": Term("D", "c", "content against its prior", "nats"),
-    "D_s": Term("D", "s", "style against its prior", "nats"),
-    "D_y": Term("D", "y", "rebuilt against real tokens", "nats"),
-    "L_y": Term("L", "y", "reconstruction of the token", "1 \u2212 cos"),
-    "D_c_kl": Term("D", "c", "as a KL estimate", "nats"),
-    "D_s_kl": Term("D", "s", "as a KL estimate", "nats"),
-    "D_y_kl": Term("D", "y", "as a KL estimate", "nats"),
-    "critic_content": Term("", "", "content discriminator's own loss", "nats"),
-    "critic_style": Term("", "", "style discriminator's own loss", "nats"),
-    "critic_token": Term("", "", "token discriminator's own loss", "nats"),
-    "accuracy": Term("", "", "accuracy", "from 0 to 1"),
-    "cka": Term("", "", "CKA with the frozen tokens", "1: unmoved"),
-    "token_variance": Term("", "", "variance of the tokens", "mean of a dimension"),
-    "effective_rank": Term("", "", "effective rank of the tokens", "dimensions"),
-    "lr": Term("", "", "learning rate", ""),
-    "images_per_second": Term("", "", "speed", "images a second"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A small plot with its name."""
-
-    term: Term
-    svg: Markup
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend: CSS colour, border style, name."""
-
-    colour: str
-    dash: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Small multiples of one kind."""
-
-    legend: list[Key]
-    panels: list[Panel]
-
+NO_BREAK = "\u00a0"
 
 @dataclass(frozen=True)
 class Confusion:
@@ -109,6 +51,7 @@ class Section:
     told: Report
     verdict: str
     accuracy: list[tuple[str, str, str, str, str]]
+    change: list[tuple[str, str, str]]
     accuracy_plot: Markup | None
     curves: list[Curves]
     confusion: Confusion | None
@@ -156,7 +99,9 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
 
 def printable(value: object) -> object:
     """Every text that enters the page: control characters and lone surrogates shown as escapes."""
-    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return NO_BREAK.join(plain(part) for part in value.split(NO_BREAK))
 
 
 def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
@@ -173,7 +118,8 @@ def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
     counts = told["confusion"].get(MAIN_METHOD if head else "after")
     return Section(
         run=run, told=told, verdict=verdicts.head_verdict(told) if head else verdicts.finetune_verdict(told),
-        accuracy=accuracy_rows(told) if head else [], accuracy_plot=accuracy_plot(told) if head else None,
+        accuracy=accuracy_rows(told) if head else [], change=[] if head else change_rows(told),
+        accuracy_plot=accuracy_plot(told) if head else None,
         curves=all_curves(read_metrics(run)), confusion=make_confusion(counts, told["class_names"]) if counts else None,
         token_map=token_panels(drawn) if drawn else [], token_legend=class_legend(drawn) if drawn else [],
         token_rows=len(drawn.label_N) if drawn else 0, token_problem=problem, facts=facts(run, told),
@@ -207,6 +153,17 @@ def accuracy_rows(told: Report) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+def change_rows(told: Report) -> list[tuple[str, str, str]]:
+    """What fine-tuning changed: quantity, before, after."""
+    counts = [np.asarray(told["confusion"][when]) for when in ("before", "after")]
+    right = [f"{np.trace(count_KK):,} of {count_KK.sum():,}" for count_KK in counts]
+    rows = [
+        ("Accuracy", verdicts.percent(told["accuracy_before"]), verdicts.percent(told["accuracy_after"])),
+        ("Images right", right[0], right[1]),
+    ]
+    return rows if told["cka"] is None else [*rows, ("CKA with the frozen tokens", "1", f"{told['cka']:.3f}")]
+
+
 def accuracy_plot(told: Report) -> Markup:
     """Dots and intervals by method."""
     splits = {name: [row["accuracy"] for row in told["results"] if row["method"] == name] for name in ranked(told)}
@@ -236,54 +193,6 @@ def labels_plots(told: Sequence[Report]) -> list[tuple[str, list[Key], Markup]]:
     return found
 
 
-def read_metrics(run: Path) -> list[Report]:
-    """The records of metrics.jsonl; a line that was cut off is left out."""
-    path, records = run / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def all_curves(records: Sequence[Report]) -> list[Curves]:
-    """Curves over steps, then those that are logged once an epoch."""
-    steps = make_curves([record for record in records if "event" not in record], "step")
-    epochs = make_curves([record for record in records if record.get("event") == "epoch"], "epoch")
-    return [curves for curves in (steps, epochs) if curves.panels]
-
-
-def make_curves(records: Iterable[Report], x: str) -> Curves:
-    """A panel for every quantity, in it a line for every method: mean over splits and folds, with lowest and highest."""
-    values: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for record in records:
-        method = record.get("method", "fine-tuning")
-        for name, value in record.items():
-            if name not in NO_CURVE and isinstance(value, int | float) and x in record:
-                values.setdefault(name, {}).setdefault(method, {}).setdefault(record[x], []).append(value)
-    order = [name for name in TERMS if name in values] + sorted(values.keys() - TERMS.keys())
-    panels = []
-    for name in order:
-        lines = []
-        for method, seen in values[name].items():
-            at = sorted(seen)
-            lines.append(plots.Curve(method, at, [float(np.mean(seen[s])) for s in at], [min(seen[s]) for s in at],
-                                     [max(seen[s]) for s in at]))  # fmt: skip
-        term = TERMS.get(name, Term("", "", name, ""))
-        svg = plots.curve_panel(lines, what=term.words, x_name=x, discriminator=name.startswith("critic_"))
-        panels.append(Panel(term, svg))
-    return Curves(method_legend(list(dict.fromkeys(m for lines in values.values() for m in lines))), panels)
-
-
-def method_legend(names: Sequence[str]) -> list[Key]:
-    """Line colours of methods."""
-    return [Key(plots.css_colour(plots.method_colour(name)), plots.METHOD_DASHES.get(name, "solid"), name)
-            for name in names]  # fmt: skip
-
-
 def class_legend(drawn: TokenMap) -> list[Key]:
     """Colours of classes; none where they are too many to be told apart."""
     if len(drawn.class_names) > CLASSES_IN_LEGEND:
@@ -294,13 +203,12 @@ def class_legend(drawn: TokenMap) -> list[Key]:
 
 def token_panels(drawn: TokenMap) -> list[Panel]:
     """Three pictures of the same rows."""
-    spaces = (("[CLS] tokens", drawn.token_N2), ("content", drawn.content_N2), ("style", drawn.style_N2))
     return [
-        Panel(Term("", "", words, ""), plots.scatter_panel(
-            place_N2, drawn.label_N, drawn.class_names, what=f"t-SNE of {words}, {len(place_N2)} rows coloured by class",
-            on_points=words != "style",
+        Panel(Term("", "", name, f"{verdicts.percent(same)} of near neighbours share the class"), plots.scatter_panel(
+            place_N2, drawn.label_N, drawn.class_names, what=f"t-SNE of {name}, {len(place_N2)} rows coloured by class",
+            on_points=name != "style",
         ))
-        for words, place_N2 in spaces
+        for name, place_N2, same in drawn.spaces
     ]  # fmt: skip
 
 

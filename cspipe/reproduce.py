@@ -47,6 +47,8 @@ def facts(run: Path, told: Report) -> list[tuple[str, str]]:
     rows += [(title, words(provenance[key])) for key, title in TITLES.items() if key in provenance]
     rows += [(key, words(value)) for key, value in provenance.items() if key not in TITLES and key != "class_names"]
     rows += [("Store", told["store"])]
+    if "images" in told:
+        rows += [("Images trained on", words(told["images"]))]
     if "rows" in told:
         rows += [("Rows", words(told["rows"]))]
     if "split_hash" in told:

@@ -17,15 +17,20 @@ from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 FEWEST_ROWS = 10
+NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Places `(N, 2)` of the same rows in three spaces, and their classes (-1: no label)."""
+    """The same rows in three spaces.
 
-    token_N2: Floats
-    content_N2: Floats
-    style_N2: Floats
+    Attributes:
+        spaces: name of a space, places `(N, 2)` of the rows, share of nearest neighbours there that are of a row's class.
+        label_N: their classes, -1 for no label.
+        class_names: K names.
+    """
+
+    spaces: list[tuple[str, Floats, float]]
     label_N: Ints
     class_names: list[str]
 
@@ -69,11 +74,13 @@ def map_tokens(run: Path, told: dict[str, Any], store: Store, *, most: int, dev_
 
     saved = load_head(run / "heads" / "content-style-0.safetensors")
     token_ND, label_N = judged_rows(store, told["evaluation"], dev_rows, most)
-    if len(label_N) < FEWEST_ROWS:
-        raise SettingError(f"{len(label_N)} rows are too few for a picture.")
+    if (label_N >= 0).sum() < FEWEST_ROWS:
+        raise SettingError(f"{(label_N >= 0).sum()} labelled rows are too few for a picture.")
     with torch.no_grad():
         content_NK, style_NS = saved.head.encode(torch.from_numpy(token_ND))
-    return TokenMap(tsne(token_ND), tsne(content_NK.numpy()), tsne(style_NS.numpy()), label_N, told["class_names"])
+    named = {"[CLS] tokens": token_ND, "content": content_NK.numpy(), "style": style_NS.numpy()}
+    spaces = [(name, tsne(value_NX), agreement(value_NX, label_N)) for name, value_NX in named.items()]
+    return TokenMap(spaces, label_N, told["class_names"])
 
 
 def judged_rows(store: Store, evaluation: str, dev_rows: int, most: int) -> tuple[Floats, Ints]:
@@ -93,6 +100,15 @@ def spaced(rows: Ints, most: int) -> Ints:
     if len(rows) <= most:
         return rows
     return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def agreement(value_ND: Floats, label_N: Ints) -> float:
+    """Share of the nearest labelled neighbours (Euclidean, `NEIGHBOURS` a row) that are of the row's own class."""
+    from sklearn.neighbors import NearestNeighbors
+
+    value_ND, label_N = value_ND[label_N >= 0], label_N[label_N >= 0]
+    near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(label_N) - 1)).fit(value_ND)
+    return float((label_N[near.kneighbors(return_distance=False)] == label_N[:, None]).mean())
 
 
 def tsne(value_ND: Floats) -> Floats:

@@ -5,7 +5,9 @@ Legend: `N` rows, `D` token width, `P` projected width.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import linalg
 from torch import Tensor
 
 from cspipe.store.errors import MismatchError
@@ -79,6 +81,8 @@ def fit_projection(token_ND: Tensor, components: int, *, device: torch.device | 
     mean_D = (centre_D + shift_D).float()
     if components == 0 or components >= width:
         return Projection(mean_D, scale_D.float(), None)
-    correlation_DD = (covariance_DD / torch.outer(scale_D, scale_D)).float()
-    basis_DP = torch.linalg.eigh(correlation_DD).eigenvectors.flip(1)[:, :components]
-    return Projection(mean_D, scale_D.float(), basis_DP.contiguous())
+    correlation_DD = (covariance_DD / torch.outer(scale_D, scale_D)).cpu().numpy()
+    # LAPACK's evr gives the leading directions alone, and copes with the many zeros of fewer rows than dimensions.
+    ascending_DP = linalg.eigh(correlation_DD, subset_by_index=[width - components, width - 1], driver="evr")[1]
+    basis_DP = torch.from_numpy(ascending_DP[:, ::-1].astype(np.float32)).to(device)
+    return Projection(mean_D, scale_D.float(), basis_DP)

@@ -271,7 +271,7 @@ class StoreWriter:
         print_of_images = np.concatenate([rows.sha256, rows.label.view(np.uint8).reshape(-1, 8)], axis=1)
         images = sorted(image.tobytes() for image in print_of_images[rows.present])
         attributes = {**attributes, "complete": True, "settled": len(rows), "facts": facts}
-        attributes["dataset_sha256"] = hashlib.sha256(b"".join(images)).hexdigest()
+        attributes["dataset_fingerprint"] = hashlib.sha256(b"".join(images)).hexdigest()
         write_group(self.path / split, attributes)
         self._attributes[split] = attributes
 

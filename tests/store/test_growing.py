@@ -61,6 +61,17 @@ def test_a_limited_run_does_not_take_the_other_images_for_gone(maker):
     assert len(maker.open()["train"]) == 22
 
 
+def test_the_fingerprint_of_the_images_depends_on_them_and_their_labels_and_not_on_history(maker, table):
+    maker.extract([3, 9, 17], whole=False)
+    maker.extract(range(21))
+    first = maker.open()["train"].attributes["dataset_fingerprint"]
+    maker.path.rename(maker.stores / "first.zarr")
+    maker.extract(range(21))
+    assert maker.open()["train"].attributes["dataset_fingerprint"] == first
+    maker.extract(range(21), table=table(list(range(21)), label=[0] * 21))
+    assert maker.open()["train"].attributes["dataset_fingerprint"] != first
+
+
 def test_labels_and_paths_follow_the_data_set_by_hash_into_another_folder(maker, table):
     maker.extract(range(10))
     moved = table(list(range(10)), label=[2] * 10, folder="b")
