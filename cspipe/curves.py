@@ -93,7 +93,7 @@ def all_curves(records: Sequence[Record]) -> list[Curves]:
 
 
 def make_curves(records: Iterable[Record], x: str) -> Curves:
-    """A panel for every quantity, in it a line for every method: mean over splits and folds, with lowest and highest."""
+    """A panel for every quantity, in it a line for every method: mean over splits and folds, and the range."""
     values: dict[str, dict[str, dict[float, list[float]]]] = {}
     for record in records:
         method = record.get("method", "fine-tuning")

@@ -4,13 +4,13 @@ Matplotlib draws with placeholder colours; `to_svg` swaps them for CSS variables
 Legend: `N` rows.
 """
 
-import hashlib
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -29,20 +29,24 @@ PALETTE = 10
 simulated deuteranopia and protanopia (at least 0.1 in OKLab), on the light and on the dark ground."""
 
 CLASSES_WITH_NAMES = 12
+ID = "\ue000"
+"""Stands before every id of a plot; `number_ids` makes it a number of its own. No name can hold it: see `short`."""
+
 INK, SOFT, RULE = "#fe0001", "#fe0002", "#fe0003"
 PLACEHOLDER = re.compile(r"#f([de])([0-9a-f]{4})")
 NUMBER = re.compile(r"-?\d+\.\d+")
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
-LOOK = {
-    "svg.fonttype": "none", "svg.hashsalt": "cspipe", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "cspipe", "font.size": 11,
+    "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": RULE, "axes.labelcolor": INK, "axes.linewidth": 1, "text.color": INK, "xtick.color": RULE,
     "ytick.color": RULE, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT, "grid.color": RULE,
     "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.dpi": 72, "path.simplify": False,
     "text.parse_math": False, "axes.unicode_minus": True, "axes.formatter.useoffset": False,
 }  # fmt: skip
 METHOD_COLOURS = {
-    "content-style": 0, "supervised": 1, "logistic": 2, "content-style-paper": 8, "knn": 3, "label-propagation": 6,
+    "content-style": 0, "supervised": 1, "logistic": 6, "content-style-paper": 8, "knn": 3, "label-propagation": 7,
     "self-training": 9, "fine-tuning": 0,
 }  # fmt: skip
 METHOD_DASHES = {"supervised": "dashed", "content-style-paper": "dotted"}
@@ -96,38 +100,41 @@ def to_svg(figure: Figure, alt: str) -> Markup:
         warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks: the reader's browser has them
         figure.savefig(page, format="svg", transparent=True,
                        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # fmt: skip
-    prefix = f"p{hashlib.sha256((alt + page.getvalue()).encode()).hexdigest()[:8]}-"
     root = ET.fromstring(page.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == f"{SVG}style" or child.tag.endswith("metadata"):
                 parent.remove(child)
-        clean(parent, prefix)
+        clean(parent)
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
     root.attrib |= {"role": "img", "aria-label": alt, "style": f"max-width: {1.3 * width:.0f}px"}
-    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - ElementTree has escaped every text
+    return Markup(ET.tostring(root, encoding="unicode"))  # ElementTree has escaped every text
 
 
-def clean(element: ET.Element, prefix: str) -> None:
+def clean(element: ET.Element) -> None:
     """Makes one element fit among others on a page: no namespaces, its own ids, short numbers, the page's colours."""
     element.tag = element.tag.removeprefix(SVG)
     target = element.attrib.pop(HREF, None)
     if target is not None:
-        element.set("href", target.replace("#", f"#{prefix}", 1) if target.startswith("#") else target)
+        element.set("href", target.replace("#", f"#{ID}", 1))
     name = element.attrib.pop("id", None)
     if name == "halo":
         element.set("class", name)
     elif name is not None and element.tag != "g":
-        element.set("id", prefix + name)
-    for key in ("clip-path",):
-        if key in element.attrib:
-            element.set(key, element.attrib[key].replace("#", f"#{prefix}"))
+        element.set("id", ID + name)
+    if "clip-path" in element.attrib:
+        element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{ID}"))
     if "d" in element.attrib:
         element.set("d", " ".join(NUMBER.sub(lambda n: f"{float(n[0]):.1f}", element.attrib["d"]).split()))
     if "style" in element.attrib:
         style = re.sub(r"font: (?:\w+ )*?([\d.]+px)[^;]*", r"font-size: \1", element.attrib["style"])
         element.set("style", PLACEHOLDER.sub(page_colour, style))
+
+
+def number_ids(page: str) -> str:
+    """A page on which every plot's ids are its own, also where two plots are the same."""
+    return "<svg".join(part.replace(ID, f"p{number}-") for number, part in enumerate(page.split("<svg")))
 
 
 def page_colour(found: re.Match[str]) -> str:
@@ -158,20 +165,21 @@ def accuracy_plot(splits: Mapping[str, Sequence[float]], intervals: Mapping[str,
 
 
 def labels_plot(curves: Sequence[Curve]) -> Markup:
-    """Accuracy (per cent) against the number of labels, with intervals."""
+    """Accuracy (per cent) against the number of labels, with intervals; methods a little aside of one another."""
     with mpl.rc_context(LOOK):
         figure, axes = new_axes(400, 260)
-        for curve in curves:
-            ink = colour(method_colour(curve.name))
+        for place, curve in enumerate(curves):
+            ink, aside = colour(method_colour(curve.name)), 1.025 ** (place - (len(curves) - 1) / 2)
             error = [np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)]
-            axes.errorbar(curve.x, curve.y, error, color=ink, lw=2, elinewidth=1.5, marker="o", markersize=6,
-                          linestyle=METHOD_DASHES.get(curve.name, "solid"))  # fmt: skip
+            axes.errorbar(np.multiply(curve.x, aside), curve.y, error, color=ink, lw=2, elinewidth=1.5, marker="o",
+                          markersize=6, linestyle=METHOD_DASHES.get(curve.name, "solid"))  # fmt: skip
         counts = sorted({x for curve in curves for x in curve.x})
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(counts, [f"{x:,.0f}" for x in counts])
         axes.set_xlabel("labelled images")
         axes.set_ylabel("accuracy, %")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
         axes.tick_params(length=0)
         told = "; ".join(f"{c.name}: " + ", ".join(f"{y:.1f} % with {x:,.0f}" for x, y in zip(c.x, c.y, strict=True))
@@ -216,10 +224,11 @@ def scatter_panel(
     """
     with mpl.rc_context(LOOK):
         figure, axes = new_axes(300, 300)
+        size = 4 if len(label_N) < 600 else 3
         for label, rows in in_turns(label_N):
-            gap_n3 = np.stack([place_N2[rows, 0], place_N2[rows, 0], np.full(len(rows), np.nan)], 1)
+            x_n3 = np.stack([place_N2[rows, 0], place_N2[rows, 0], np.full(len(rows), np.nan)], 1)
             y_n3 = np.stack([place_N2[rows, 1], place_N2[rows, 1], np.full(len(rows), np.nan)], 1)
-            axes.plot(gap_n3.ravel(), y_n3.ravel(), color=RULE if label < 0 else colour(label), lw=4, alpha=0.8,
+            axes.plot(x_n3.ravel(), y_n3.ravel(), color=RULE if label < 0 else colour(label), lw=size, alpha=0.8,
                       solid_capstyle="round")  # fmt: skip
         if on_points and len(names) <= CLASSES_WITH_NAMES:
             for label in np.unique(label_N[label_N >= 0]):

@@ -28,6 +28,7 @@ CONFUSED_PAIRS = 15
 CLASSES_IN_LEGEND = 30
 NO_BREAK = "\u00a0"
 
+
 @dataclass(frozen=True)
 class Confusion:
     """Counts for the page: all cells where classes are few, else the pairs that are confused most.
@@ -42,6 +43,11 @@ class Confusion:
     cells: list[list[tuple[int, float]]]
     pairs: list[tuple[str, str, int, str]]
 
+    @property
+    def long(self) -> bool:
+        """True where names are too long to stand side by side."""
+        return max(map(len, self.names)) > 4
+
 
 @dataclass(frozen=True)
 class Section:
@@ -49,15 +55,15 @@ class Section:
 
     run: Path
     told: Report
-    verdict: str
+    verdict: verdicts.Verdict
     accuracy: list[tuple[str, str, str, str, str]]
     change: list[tuple[str, str, str]]
     accuracy_plot: Markup | None
     curves: list[Curves]
     confusion: Confusion | None
-    token_map: list[Panel]
+    token_map: TokenMap | None
+    token_panels: list[Panel]
     token_legend: list[Key]
-    token_rows: int
     token_problem: str
     facts: list[tuple[str, str]]
     commands: list[str]
@@ -93,7 +99,8 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
     )
     template = environment.from_string(files("cspipe").joinpath("report.html").read_text(encoding="utf-8"))
-    write_atomic(page, template.render(sections=sections, overviews=labels_plots(told), main=MAIN_METHOD))
+    text = template.render(sections=sections, overviews=labels_plots(told), main=MAIN_METHOD)
+    write_atomic(page, plots.number_ids(text))
     return page
 
 
@@ -121,8 +128,8 @@ def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
         accuracy=accuracy_rows(told) if head else [], change=[] if head else change_rows(told),
         accuracy_plot=accuracy_plot(told) if head else None,
         curves=all_curves(read_metrics(run)), confusion=make_confusion(counts, told["class_names"]) if counts else None,
-        token_map=token_panels(drawn) if drawn else [], token_legend=class_legend(drawn) if drawn else [],
-        token_rows=len(drawn.label_N) if drawn else 0, token_problem=problem, facts=facts(run, told),
+        token_map=drawn, token_panels=token_panels(drawn) if drawn else [],
+        token_legend=class_legend(drawn) if drawn else [], token_problem=problem, facts=facts(run, told),
         commands=commands(run, told, store),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )  # fmt: skip
@@ -186,7 +193,9 @@ def labels_plots(told: Sequence[Report]) -> list[tuple[str, list[Key], Markup]]:
                 mean = 100 * value["mean"]
                 points.setdefault(name, []).append((labels, mean, [100 * x for x in value["ci95"] or ()] or [mean] * 2))
         curves = [
-            plots.Curve(name, [p[0] for p in line], [p[1] for p in line], [p[2][0] for p in line], [p[2][1] for p in line])
+            plots.Curve(
+                name, [p[0] for p in line], [p[1] for p in line], [p[2][0] for p in line], [p[2][1] for p in line]
+            )
             for name, line in points.items()
         ]
         found.append((f"{backbone} on {dataset}", method_legend(list(points)), plots.labels_plot(curves)))
@@ -204,7 +213,7 @@ def class_legend(drawn: TokenMap) -> list[Key]:
 def token_panels(drawn: TokenMap) -> list[Panel]:
     """Three pictures of the same rows."""
     return [
-        Panel(Term("", "", name, f"{verdicts.percent(same)} of near neighbours share the class"), plots.scatter_panel(
+        Panel(Term("", "", name, f"neighbours alike {verdicts.percent(same)}"), plots.scatter_panel(
             place_N2, drawn.label_N, drawn.class_names, what=f"t-SNE of {name}, {len(place_N2)} rows coloured by class",
             on_points=name != "style",
         ))

@@ -2,7 +2,7 @@
 
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ TITLES = {
     "device": "Extraction on", "store_key": "Store key", "dataset_fingerprint": "Data set fingerprint",
     "versions": "Versions at extraction",
 }  # fmt: skip
+COLUMNS = 72
 MACHINE = {"cspipe", "git_commit", "python", "machine", "cores", "time"}
 
 
@@ -69,14 +70,25 @@ def commands(run: Path, told: Report, store: Store | None) -> list[str]:
         blocks = read_config(run).get("finetune", {}).get("unfreeze_blocks")
         depth = ["--unfreeze-blocks", str(blocks)] if blocks else ["--unfreeze"]
         own = ["cspipe", "finetune", "--head", told["head_run"], "--split-seed", str(told["split_seed"]), *depth]
-        return [shlex.join([*own, *told_config])]
+        return [shell([*own, *told_config])]
     seeds = {row["split_seed"] for row in told["results"]}
     own = [
         "cspipe", "head", "--backbone", told["backbone"], "--dataset", told["dataset"],
         "--labels", str(told["labels"]), "--seeds", str(len(seeds)),
         "--train-seed", str(told["results"][0]["train_seed"]), "--method", ",".join(told["summary"]),
     ]  # fmt: skip
-    return [shlex.join(extraction(told, store)), shlex.join([*own, *told_config])]
+    return [shell(extraction(told, store)), shell([*own, *told_config])]
+
+
+def shell(arguments: Sequence[str]) -> str:
+    """Arguments as a command for a shell, in lines of about `COLUMNS` that begin with an option."""
+    lines = [""]
+    for place, argument in enumerate(arguments):
+        value = arguments[place + 1] if place + 1 < len(arguments) else ""
+        if argument.startswith("--") and len(f"{lines[-1]} {argument} {value}") > COLUMNS:
+            lines.append("   ")
+        lines[-1] += (" " if lines[-1] else "") + shlex.quote(argument)
+    return " \\\n".join(lines)
 
 
 def extraction(told: Report, store: Store | None) -> list[str]:

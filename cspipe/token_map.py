@@ -25,7 +25,7 @@ class TokenMap:
     """The same rows in three spaces.
 
     Attributes:
-        spaces: name of a space, places `(N, 2)` of the rows, share of nearest neighbours there that are of a row's class.
+        spaces: name of a space, places `(N, 2)` of the rows, share of nearest neighbours there of the same class.
         label_N: their classes, -1 for no label.
         class_names: K names.
     """
@@ -33,6 +33,12 @@ class TokenMap:
     spaces: list[tuple[str, Floats, float]]
     label_N: Ints
     class_names: list[str]
+
+    @property
+    def chance(self) -> float:
+        """Share of neighbours of the same class where the space knows nothing of classes."""
+        shares = np.bincount(self.label_N[self.label_N >= 0]) / (self.label_N >= 0).sum()
+        return float((shares**2).sum())
 
 
 def run_store(told: dict[str, Any], stores: Path) -> Store:
@@ -46,8 +52,8 @@ def run_store(told: dict[str, Any], stores: Path) -> Store:
     places = [place for place in (recorded, stores / recorded.name) if (place / "zarr.json").is_file()]
     if not places:
         raise MissingDataError(
-            f"The store {recorded.name} is neither at {recorded} nor under {stores}. Name the folder that holds it with "
-            "--stores, or extract it again."
+            f"The store {recorded.name} is neither at {recorded} nor under {stores}. Name the folder that holds "
+            "it with --stores, or extract it again."
         )
     store = open_store(places[0])
     if store.attributes["key_sha256"] != told["provenance"]["store_key"]:

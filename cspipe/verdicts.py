@@ -1,6 +1,7 @@
 """What a run says in one plain sentence, and how numbers are written on the page. Fractions in, text out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cspipe.headtrain.study import MAIN_METHOD
@@ -13,6 +14,14 @@ METHOD_WORDS = {
 }  # fmt: skip
 OWN_VARIANTS = frozenset({"content-style-paper"})
 NO_INTERVAL = "There is one split, hence no interval."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run says, and what else must be known to judge it (may be empty)."""
+
+    sentence: str
+    note: str
 
 
 def percent(value: float) -> str:
@@ -33,12 +42,12 @@ def signed(value: float) -> str:
 
 def bounds(ci95: Sequence[float] | None) -> str:
     """An interval of accuracies, or a dash."""
-    return "\u2013" if ci95 is None else f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+    return "\u2013" if ci95 is None else f"[{100 * ci95[0]:.1f},\u00a0{100 * ci95[1]:.1f}]"
 
 
 def between(ci95: Sequence[float]) -> str:
     """An interval of differences."""
-    return f"{signed(ci95[0])} to {signed(ci95[1])}"
+    return f"{signed(ci95[0])}\u00a0to\u00a0{signed(ci95[1])}"
 
 
 def method_words(name: str) -> str:
@@ -56,22 +65,26 @@ def judged_on(told: Report) -> str:
     }.get(told["evaluation"], f"on {rows:,} images")
 
 
-def head_verdict(told: Report) -> str:
+def head_verdict(told: Report) -> Verdict:
     """Whether content-style beats the best of the other methods of a head run, as plainly when it does not."""
     summary = told["summary"]
-    given = f"With {told['labels']:,} labels"
+    given, alone = f"With {told['labels']:,} labels", "" if told_interval(summary) else NO_INTERVAL
     others = {name: value["mean"] for name, value in summary.items() if name != MAIN_METHOD}
     if MAIN_METHOD not in summary:
         best = max(others, key=others.__getitem__)
-        return (
+        return Verdict(
             f"{given}, {method_words(best)} reaches {reach(summary[best])} {judged_on(told)}, the most of the methods "
-            f"that were run; {MAIN_METHOD} was not among them."
-        )
+            f"that were run; {MAIN_METHOD} was not among them.", alone,
+        )  # fmt: skip
     reached = f"{given}, {MAIN_METHOD} reaches {reach(summary[MAIN_METHOD])} {judged_on(told)}"
-    alone = "" if summary[MAIN_METHOD]["ci95"] else f" {NO_INTERVAL}"
     if not others:
-        return f"{reached}. No other method was run beside it, so this says nothing of its worth.{alone}"
-    return reached + comparison(told, max(others, key=others.__getitem__)) + alone
+        return Verdict(f"{reached}. No other method was run beside it, so this says nothing of its worth.", alone)
+    return Verdict(reached + comparison(told, max(others, key=others.__getitem__)), alone)
+
+
+def told_interval(summary: Mapping[str, Any]) -> bool:
+    """True where there are intervals: with more than one split."""
+    return any(value["ci95"] for value in summary.values())
 
 
 def reach(value: Mapping[str, Any]) -> str:
@@ -98,7 +111,7 @@ def comparison(told: Report, best: str) -> str:
     return f". It does not beat {rival}, which reaches {theirs}: {below}{brackets}."
 
 
-def finetune_verdict(told: Report) -> str:
+def finetune_verdict(told: Report) -> Verdict:
     """Whether training the backbone helped, as plainly when it did harm."""
     before, after = told["accuracy_before"], told["accuracy_after"]
     rows = sum(map(sum, told["confusion"]["after"]))
@@ -113,8 +126,12 @@ def finetune_verdict(told: Report) -> str:
             f"{points(after - before)} points {worth} than leaving it frozen"
         )
     chance = 2 * float((before * (1 - before) + after * (1 - after)) / max(rows, 1)) ** 0.5
-    doubt = f", though {rows:,} images alone allow for {points(chance)} by chance" if abs(after - before) < chance else ""
-    return f"{change}{doubt}. {NO_INTERVAL}{drift(told['cka'])}"
+    doubt = (
+        f", though on {rows:,} images up to {points(chance)} points may be chance"
+        if abs(after - before) < chance
+        else ""
+    )
+    return Verdict(f"{change}{doubt}.", f"{NO_INTERVAL}{drift(told['cka'])}")
 
 
 def drift(cka: float | None) -> str:

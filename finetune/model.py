@@ -36,7 +36,10 @@ class Joined(nn.Module):
 
 
 def block_numbers(backbone: Any) -> dict[str, int]:  # noqa: ANN401 - timm's models have no common class
-    """Parameter name -> number of its block, by the model's own grouping: 0 the stem, the last one all that follows.
+    """Parameter name -> number of its block, by the model's own grouping: 0 the stem, then 1 to the last block.
+
+    What follows the last block counts as part of it. timm does so for a final norm, but gives a head of another
+    name (`fc_norm`, `attn_pool`) a group of its own, which is known by its name.
 
     Raises:
         SettingError: the model does not say what its blocks are.
@@ -44,6 +47,10 @@ def block_numbers(backbone: Any) -> dict[str, int]:  # noqa: ANN401 - timm's mod
     if not hasattr(backbone, "group_matcher"):
         raise SettingError("this backbone does not tell its blocks apart: use --unfreeze to train all of it.")
     groups = group_parameters(backbone, backbone.group_matcher(coarse=False))
+    last = max(groups)
+    kind, former = ({name.split(".")[0].rstrip("0123456789") for name in groups[n]} for n in (last, max(last - 1, 0)))
+    if last > 1 and kind.isdisjoint(former):
+        groups[last - 1] += groups.pop(last)
     return {name: number for number, names in groups.items() for name in names}
 
 
@@ -60,12 +67,12 @@ def unfreeze(backbone: nn.Module, blocks: int | None) -> int:
         backbone.requires_grad_(True)
     else:
         number = block_numbers(backbone)
-        after = max(number.values())
-        if blocks > after - 1:
+        last = max(number.values())
+        if blocks > last:
             raise SettingError(
-                f"--unfreeze-blocks {blocks} is more than the {after - 1} blocks of this backbone; to train all of it, "
+                f"--unfreeze-blocks {blocks} is more than the {last} blocks of this backbone; to train all of it, "
                 "its stem too, use --unfreeze."
             )
         for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(number[name] >= after - blocks)
+            parameter.requires_grad_(number[name] > last - blocks)
     return sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)

@@ -17,11 +17,15 @@ Ints = NDArray[np.int64]
 ROWS_FOR_CHOOSING_C = 2000
 
 
-def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int) -> Floats:
+def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int, scoring: str = "accuracy") -> Floats:
     """Multinomial logistic regression with an L2 penalty, C chosen by cross-validation among the labelled rows.
 
     The optimum lies in the span of the labelled rows, so with fewer rows than dimensions it is solved in that
     span: the same answer, in a fraction of the time.
+
+    Args:
+        token_LD: labelled rows. label_L: their classes. token_MD: rows to predict. classes: K.
+        scoring: what C is chosen by: `accuracy`, or `neg_log_loss` where the probabilities are to be calibrated.
 
     Returns:
         Class probabilities `(M, K)`.
@@ -29,36 +33,41 @@ def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int)
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    probability_MK = np.zeros((len(token_MD), classes), np.float32)
+    if len(np.unique(label_L)) == 1:
+        probability_MK[:, label_L[0]] = 1
+        return probability_MK
     if len(token_LD) < token_LD.shape[1]:
         span_DR = np.linalg.svd(token_LD, full_matrices=False)[2].T
         token_LD, token_MD = token_LD @ span_DR, token_MD @ span_DR
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        strength = choose_c(token_LD, label_L)
+        strength = choose_c(token_LD, label_L, scoring=scoring)
         model = LogisticRegression(C=strength, max_iter=300).fit(token_LD, label_L)
-    probability_MK = np.zeros((len(token_MD), classes), np.float32)
     probability_MK[:, model.classes_] = model.predict_proba(token_MD)
     return probability_MK
 
 
-def choose_c(token_LD: Floats, label_L: Ints) -> float:
-    """C of the best cross-validated accuracy on a log grid, on at most 2,000 labelled rows.
+def choose_c(token_LD: Floats, label_L: Ints, *, scoring: str = "accuracy") -> float:
+    """C of the best cross-validated score on a log grid, on at most 2,000 labelled rows; the smallest of equals.
 
     1 where a class has a single row, so that nothing can be held out.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 
-    if len(label_L) > ROWS_FOR_CHOOSING_C:
+    spare, count_K = len(label_L) - ROWS_FOR_CHOOSING_C, np.unique(label_L, return_counts=True)[1]
+    if spare > 0:
+        stratify = label_L if count_K.min() >= 2 and spare >= len(count_K) else None
         token_LD, _, label_L, _ = train_test_split(
-            token_LD, label_L, train_size=ROWS_FOR_CHOOSING_C, stratify=label_L, random_state=0
+            token_LD, label_L, train_size=ROWS_FOR_CHOOSING_C, stratify=stratify, random_state=0
         )
     folds = min(5, int(np.unique(label_L, return_counts=True)[1].min()))
     if folds < 2:
         return 1.0
     search = GridSearchCV(
         LogisticRegression(max_iter=200), {"C": list(np.logspace(-5, 1, 7))},
-        cv=StratifiedKFold(folds, shuffle=True, random_state=0), refit=False,
+        cv=StratifiedKFold(folds, shuffle=True, random_state=0), refit=False, scoring=scoring,
     ).fit(token_LD, label_L)  # fmt: skip
     return float(search.best_params_["C"])
 

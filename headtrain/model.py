@@ -13,9 +13,15 @@ from torch.nn import functional as F
 
 
 class StackedLinear(nn.Module):
-    """H linear layers in one product, `(H, B, in)` -> `(H, B, out)`, initialised as `nn.Linear` is."""
+    """H linear layers in one product, `(H, B, in)` -> `(H, B, out)`, initialised as `nn.Linear` is.
 
-    def __init__(self, wide_in: int, wide_out: int, generators: Sequence[torch.Generator]) -> None:
+    Before a batch norm, which takes the bias out again, `learn_bias` is False: there the bias's gradient is
+    rounding noise, which Adam would blow up to whole steps that the running statistics lag behind.
+    """
+
+    def __init__(
+        self, wide_in: int, wide_out: int, generators: Sequence[torch.Generator], *, learn_bias: bool = True
+    ) -> None:
         super().__init__()
         bound = 1 / math.sqrt(wide_in)
 
@@ -23,7 +29,7 @@ class StackedLinear(nn.Module):
             return torch.stack([(torch.rand(rows, wide_out, generator=g) * 2 - 1) * bound for g in generators])
 
         self.weight = nn.Parameter(draw(wide_in))
-        self.bias = nn.Parameter(draw(1))
+        self.bias = nn.Parameter(draw(1), requires_grad=learn_bias)
 
     def forward(self, x_HBI: Tensor) -> Tensor:
         """One batched product."""
@@ -91,11 +97,13 @@ class ContentStyle(nn.Module):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         heads = len(generators)
         self.encoder = nn.Sequential(
-            StackedLinear(width, hidden, generators), StackedBatchNorm(hidden, heads), nn.ReLU(),
+            StackedLinear(width, hidden, generators, learn_bias=False),
+            StackedBatchNorm(hidden, heads), nn.ReLU(),
             StackedLinear(hidden, classes + style, generators),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            StackedLinear(classes + style, hidden, generators), StackedBatchNorm(hidden, heads), nn.ReLU(),
+            StackedLinear(classes + style, hidden, generators, learn_bias=False),
+            StackedBatchNorm(hidden, heads), nn.ReLU(),
             StackedLinear(hidden, width, generators),
         )  # fmt: skip
         wide_in = {"content": classes, "style": style, "token": width}
@@ -119,14 +127,14 @@ class ContentStyle(nn.Module):
         return logit.squeeze(-1)
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """Encoder and decoder."""
-        return [*self.encoder.parameters(), *self.decoder.parameters()]
+        """What learns of encoder and decoder."""
+        return [p for p in (*self.encoder.parameters(), *self.decoder.parameters()) if p.requires_grad]
 
     def one(self, head: int) -> "ContentStyle":
         """The named head alone, as a stack of one with its own copy of the weights."""
         alone = ContentStyle(
             width=self.width, classes=self.classes, style=self.style, hidden=self.hidden,
             critics=self.critic_widths, seeds=[0],
-        )  # fmt: skip
+        ).to(next(self.parameters()))  # fmt: skip
         alone.load_state_dict({name: value[head : head + 1].clone() for name, value in self.state_dict().items()})
         return alone.train(self.training)

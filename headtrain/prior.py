@@ -56,8 +56,8 @@ def class_prior(
         return labelled_prior(label_L, classes)
     if kind == "estimated":
         trained_K = labelled_prior(label_L, classes)
-        probability_NK = logistic(token_LD, label_L, token_ND, classes=classes).astype(np.float64)
-        return estimated_prior(probability_NK, trained_K)
+        probability_NK = logistic(token_LD, label_L, token_ND, classes=classes, scoring="neg_log_loss")
+        return estimated_prior(probability_NK.astype(np.float64), trained_K)
     if kind == "given":
         if len(given) != classes or sum(given) <= 0:
             raise SettingError(

@@ -84,5 +84,5 @@ def fit_projection(token_ND: Tensor, components: int, *, device: torch.device | 
     correlation_DD = (covariance_DD / torch.outer(scale_D, scale_D)).cpu().numpy()
     # LAPACK's evr gives the leading directions alone, and copes with the many zeros of fewer rows than dimensions.
     ascending_DP = linalg.eigh(correlation_DD, subset_by_index=[width - components, width - 1], driver="evr")[1]
-    basis_DP = torch.from_numpy(ascending_DP[:, ::-1].astype(np.float32)).to(device)
+    basis_DP = torch.from_numpy(np.ascontiguousarray(ascending_DP[:, ::-1], np.float32)).to(device)
     return Projection(mean_D, scale_D.float(), basis_DP)

@@ -42,11 +42,12 @@ def new_run(runs: Path, command: str, config_toml: str) -> Path:
 
 
 def all_runs(runs: Path, command: str | None = None) -> list[Path]:
-    """Run folders, oldest first; of one command where it is named."""
+    """Run folders, oldest first; of one command where it is named. A file's time settles ties of one second."""
     if not runs.is_dir():
         return []
     found = [path.parent for path in runs.glob("*-*-*/config.toml")]
-    return sorted(path for path in found if command is None or path.name.split("-")[1:-1] == command.split("-"))
+    wanted = [path for path in found if command is None or path.name.split("-")[1:-1] == command.split("-")]
+    return sorted(wanted, key=lambda run: (run.name.split("-")[0], (run / "config.toml").stat().st_mtime_ns))
 
 
 def finished_runs(runs: Path, command: str | None = None) -> list[Path]:

@@ -70,9 +70,14 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
         "components": 0, "hidden": 512, "content_term": "adversarial", "lambda_c": 0.1, "lambda_s": 0.1,
         "lambda_y": 0.001, "lambda_yy": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
     },
-    "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
+    "supervised": {"components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
 })  # fmt: skip
-"""Name of a method -> what it sets above the user's settings."""
+"""Name of a method -> what it sets above the user's settings.
+
+`content-style-paper` is the bare objective of arXiv 2410.02069 on the whole token, every divergence adversarial;
+its weights are ours, the text gives none. `supervised` is the same encoder with L_c alone, on the whole token, where
+it is the stronger baseline (.80 against .76 on projected MNIST tokens, 100 labels, dev rows).
+"""
 
 
 def method_settings(method: str, settings: HeadSettings) -> HeadSettings:

@@ -1,0 +1,69 @@
+"""Class priors: what each kind gives on known numbers."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from cspipe.headtrain.prior import class_prior, estimated_prior, labelled_prior
+from cspipe.store.errors import SettingError
+
+NOTHING = np.empty((0, 1), np.float32)
+
+
+def of_kind(kind: str, *, given: tuple[float, ...] = (), label=(0, 1), classes: int = 2, **tokens) -> np.ndarray:
+    tokens = {"token_ND": NOTHING, "token_LD": NOTHING, **tokens}
+    return class_prior(kind, given=given, label_L=np.array(label), classes=classes, **tokens)
+
+
+def test_labelled_frequencies_have_one_count_added_to_each_class():
+    assert labelled_prior(np.array([0, 0, 0, 1]), 4).tolist() == [4 / 8, 2 / 8, 1 / 8, 1 / 8]
+    assert of_kind("labelled", label=[1, 1], classes=2).tolist() == [0.25, 0.75]
+
+
+def test_uniform_prior_is_uniform_whatever_the_labels():
+    assert of_kind("uniform", label=[0, 0, 0, 1], classes=4).tolist() == [0.25] * 4
+
+
+def test_given_prior_is_normalised():
+    assert of_kind("given", given=(1.0, 3.0)).tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("given", [(1.0,), (0.2, 0.3, 0.5), (0.0, 0.0), ()])
+def test_a_given_prior_of_another_length_or_without_mass_is_refused(given):
+    with pytest.raises(SettingError, match=rf"holds {len(given)} numbers .* store has 2 classes: give one probability"):
+        of_kind("given", given=given)
+
+
+def calibrated(share: float, rows: int = 20_000) -> np.ndarray:
+    """Posterior under equal priors of N(-1, 1) against N(1, 1), on rows of which `share` come from the first."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=rows) + np.where(np.arange(rows) < share * rows, -1, 1)
+    likelihood = np.stack([norm.pdf(x, -1), norm.pdf(x, 1)], 1)
+    return likelihood / likelihood.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
+def test_em_recovers_a_shifted_prior_from_calibrated_probabilities(share):
+    probability, even = calibrated(share), np.array([0.5, 0.5])
+    assert estimated_prior(probability, even) == pytest.approx([share, 1 - share], abs=0.01)
+    if share != 0.5:  # counting predictions, the naive estimate, is far off
+        assert abs(probability.mean(0)[0] - share) > 0.05
+
+
+def test_em_counts_the_rows_where_the_classifier_is_certain():
+    certain = np.eye(3)[[0, 0, 0, 0, 1, 1, 1, 2]]
+    assert estimated_prior(certain, np.array([0.2, 0.3, 0.5])) == pytest.approx([4 / 8, 3 / 8, 1 / 8])
+
+
+def test_em_stays_at_the_training_prior_where_the_classifier_knows_nothing():
+    prior = np.array([0.2, 0.3, 0.5])
+    assert estimated_prior(np.tile(prior, (7, 1)), prior) == pytest.approx(prior)
+
+
+def test_estimated_prior_follows_the_unlabelled_rows_where_labels_are_balanced():
+    generator = np.random.default_rng(0)
+    label = np.repeat([0, 1], [900, 100])
+    token = (generator.normal(size=(1000, 4)) + 4 * label[:, None]).astype(np.float32)
+    chosen = np.r_[0:20, 980:1000]
+    found = of_kind("estimated", token_ND=token, token_LD=token[chosen], label=label[chosen])
+    assert found == pytest.approx([0.9, 0.1], abs=0.02)

@@ -1,0 +1,185 @@
+"""Many heads at once are each head alone; sampling; which terms and discriminators the settings switch on."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.train import Pools, critics_in_use, draw_passes, draw_prior, objective, total, train_heads
+
+BASE = HeadSettings(style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
+KINDS = {
+    "closed form": {},
+    "all adversarial": {"content_term": "adversarial", "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.01},
+    "kl": {"estimator": "kl", "lambda_s": 0.01},
+    "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
+}
+UNLABELLED = [torch.arange(90), torch.arange(60), torch.arange(30, 90)]
+LABELLED = [torch.arange(9), torch.arange(3, 27), torch.arange(40, 52)]
+PRIORS = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
+
+
+def trained(heads: list[int], chosen: HeadSettings, dtype: torch.dtype):
+    """Stack and history of these heads of three, each with its own rows, prior and seed."""
+    generator = torch.Generator().manual_seed(5)
+    table = torch.randn(90, 12, generator=generator, dtype=torch.float64).to(dtype)
+    seeds = [7 + head for head in heads]
+    stack = ContentStyle(
+        width=12, classes=3, style=chosen.style, hidden=chosen.hidden, critics=critics_in_use(chosen), seeds=seeds
+    ).to(dtype)
+    pools = Pools([LABELLED[h] for h in heads], [UNLABELLED[h] for h in heads], PRIORS[heads])
+    history = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=seeds)
+    return stack, history
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "steps", "near"), [(torch.float64, 200, 1e-9), (torch.float32, 20, 1e-4)])
+def test_heads_trained_at_once_are_the_heads_trained_alone(kind, dtype, steps, near):
+    chosen = replace(BASE, steps=steps, **KINDS[kind])
+    together, history = trained([0, 1, 2], chosen, dtype)
+    for head in range(3):
+        alone, my_history = trained([head], chosen, dtype)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(together.state_dict()[name][head], value[0], rtol=0, atol=near, msg=name)
+        for name in my_history[-1].keys() - {"step"}:
+            assert history[-1][name][head].item() == pytest.approx(my_history[-1][name][0].item(), abs=near)
+    assert not torch.allclose(together.encoder[0].weight[0], together.encoder[0].weight[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_cross_entropy_and_leaves_the_stack_in_evaluation_mode(kind):
+    stack, history = trained([0, 1, 2], replace(BASE, steps=100, **KINDS[kind]), torch.float32)
+    assert (history[-1]["L_c"] < 0.7 * history[0]["L_c"]).all()
+    assert not stack.training
+
+
+def test_history_has_fifty_records_of_every_term_and_progress_is_told_as_often():
+    told = []
+    chosen = replace(BASE, steps=100, **KINDS["all adversarial"])
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics=critics_in_use(chosen), seeds=[0])
+    pools = Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1])
+    history = train_heads(
+        stack, torch.randn(90, 12), torch.arange(90) % 3, pools, chosen, seeds=[0], on_step=told.append
+    )
+    assert [int(record["step"]) for record in history] == told == list(range(2, 101, 2))
+    symbols = {"L_c", "D_c", "D_s", "D_y", "L_y"}
+    judged = {"D_c_kl", "D_s_kl", "D_y_kl", "critic_content", "critic_style", "critic_token"}
+    assert history[0].keys() == symbols | judged | {"step"}
+
+
+def test_supervised_training_never_looks_at_an_unlabelled_row():
+    chosen = replace(BASE, steps=5, **KINDS["supervised"])
+    table = torch.full((90, 12), torch.nan)
+    table[LABELLED[0]] = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={}, seeds=[0])
+    train_heads(stack, table, torch.arange(90) % 3, Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1]), chosen, seeds=[0])
+    assert all(value.isfinite().all() for value in stack.state_dict().values())
+
+
+def test_labels_of_rows_that_are_not_labelled_have_no_influence():
+    def weights(label: torch.Tensor) -> torch.Tensor:
+        stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={"style": 8}, seeds=[0])
+        table = torch.randn(90, 12, generator=torch.Generator().manual_seed(0))
+        pools = Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1])
+        train_heads(stack, table, label, pools, replace(BASE, steps=5), seeds=[0])
+        return stack.encoder[0].weight.detach()
+
+    known = torch.arange(90) % 3
+    hidden, wrong = known.clone(), known.clone()
+    hidden[9:], wrong[0] = -1, 1
+    assert torch.equal(weights(known), weights(hidden))
+    assert not torch.equal(weights(known), weights(wrong))
+
+
+@pytest.mark.parametrize(
+    ("off", "left"),
+    [
+        (["lambda_c"], {"L_c", "D_s", "D_y", "L_y"}),
+        (["lambda_s"], {"L_c", "D_c", "D_y", "L_y"}),
+        (["lambda_y"], {"L_c", "D_c", "D_s", "L_y"}),
+        (["lambda_y", "lambda_yy"], {"L_c", "D_c", "D_s"}),
+    ],
+)
+def test_a_weight_of_0_switches_its_term_and_its_discriminator_off(off, left):
+    chosen = replace(BASE, **{**KINDS["all adversarial"], **dict.fromkeys(off, 0.0)})
+    critics = {{"D_c": "content", "D_s": "style", "D_y": "token"}[symbol] for symbol in left - {"L_c", "L_y"}}
+    assert critics_in_use(chosen) == dict.fromkeys(critics, 8)
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics=critics_in_use(chosen), seeds=[0])
+    terms, samples = objective(stack, torch.randn(1, 12, 12), torch.zeros(1, 4, dtype=torch.int64), PRIORS[:1], chosen)
+    assert {name for name in terms if not name.endswith("_kl")} == left
+    assert samples.keys() == critics
+
+
+def test_total_is_the_weighted_sum_and_the_logged_kl_is_no_part_of_it():
+    values = {"L_c": 1.0, "D_c": 10.0, "D_s": 100.0, "D_s_kl": 5e5, "D_y": 1000.0, "L_y": 10_000.0}
+    terms = {name: torch.tensor([value]) for name, value in values.items()}
+    chosen = replace(BASE, lambda_c=0.1, lambda_s=0.2, lambda_y=0.3, lambda_yy=0.4)
+    assert total(terms, chosen).tolist() == pytest.approx([1 + 1 + 20 + 300 + 4000])
+
+
+def test_the_rebuilt_tokens_target_is_held_fixed():
+    chosen = replace(BASE, lambda_c=0.0, lambda_s=0.0, lambda_yy=1.0)
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={}, seeds=[0]).double()
+    token = torch.randn(1, 12, 12, dtype=torch.float64, requires_grad=True)
+    label = torch.zeros(1, 4, dtype=torch.int64)
+    target = token.detach()[:, 4:].clone().requires_grad_()
+    own, _ = objective(stack, token, label, PRIORS[:1], chosen)
+    given_target, _ = objective(stack, token, label, PRIORS[:1], chosen, target_HBP=target)
+    through_own = torch.autograd.grad(own["L_y"].sum(), token)[0]
+    through_given = torch.autograd.grad(given_target["L_y"].sum(), [token, target], allow_unused=True)
+    torch.testing.assert_close(through_own, through_given[0])
+    assert through_given[1] is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 40), passes=st.integers(1, 4), extra=st.integers(0, 39), seed=st.integers(0, 1000))
+def test_passes_show_every_row_equally_often(rows, passes, extra, seed):
+    pool = torch.arange(rows) * 3 + 100
+    drawn = draw_passes(pool, rows * passes + extra % rows, torch.Generator().manual_seed(seed)).tolist()
+    counts = Counter(drawn)
+    assert counts.keys() == set(pool.tolist())
+    assert set(counts.values()) <= {passes, passes + 1}
+    assert sum(count == passes + 1 for count in counts.values()) == extra % rows
+    for start in range(0, rows * passes, rows):
+        assert sorted(drawn[start : start + rows]) == pool.tolist()
+
+
+def test_passes_are_shuffled_anew_each_time():
+    pool, generator = torch.arange(50), torch.Generator().manual_seed(0)
+    drawn = draw_passes(pool, 100, generator)
+    assert not torch.equal(drawn[:50], pool)
+    assert not torch.equal(drawn[:50], drawn[50:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    prior=st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda p: sum(p) > 0.01),
+    draws=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+)
+def test_prior_draws_are_the_expected_counts_to_within_one(prior, draws, seed):
+    share = torch.tensor(prior, dtype=torch.float64) / sum(prior)
+    drawn = draw_prior(share, draws, torch.Generator().manual_seed(seed), 5)
+    assert drawn.shape == (5, draws)
+    for step in drawn:
+        counts = torch.bincount(step, minlength=len(prior))
+        assert ((counts - draws * share).abs() < 1 + 1e-9).all()
+
+
+def test_prior_draws_are_exactly_balanced_for_a_uniform_prior_that_divides_the_batch():
+    drawn = draw_prior(torch.full((10,), 0.1), 100, torch.Generator().manual_seed(0), 500)
+    counts = np.stack([np.bincount(step, minlength=10) for step in drawn.numpy()])
+    assert (counts == 10).all()
+
+
+def test_prior_draws_are_unbiased_where_the_batch_is_smaller_than_the_classes():
+    prior = torch.tensor([0.05, 0.15, 0.3, 0.5])
+    drawn = draw_prior(prior, 2, torch.Generator().manual_seed(0), 20_000)
+    share = torch.bincount(drawn.reshape(-1), minlength=4) / drawn.numel()
+    torch.testing.assert_close(share, prior, rtol=0, atol=0.01)
