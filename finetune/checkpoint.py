@@ -43,7 +43,7 @@ def load_checkpoint(run: Path, model: nn.Module, optimisers: Mapping[str, torch.
         return 0
     try:
         with safe_open(path, "pt") as file:
-            step = int(json.loads(file.metadata()["step"]))
+            step = int(json.loads((file.metadata() or {})["step"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove the run folder and start again.") from error

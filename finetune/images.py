@@ -98,6 +98,11 @@ def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbon
     Raises:
         MissingDataError: images of the store are no longer in the data set.
     """
+    if split not in dataset.splits:
+        raise MissingDataError(
+            f"{dataset.source} has no split {split}, which {store.path.name} was made from: name the folder of its "
+            "images with --data-dir DIR."
+        )
     source = dataset.splits[split]
     every = np.arange(len(source))
     table = hash_images(source, every, READERS)

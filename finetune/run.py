@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from cspipe.extract.backbones import Backbone
@@ -24,8 +25,10 @@ from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import accuracy, confusion
 from cspipe.headtrain.heads import Head, HeadTask, SavedHead, fit_heads, load_head, save_head
 from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
 from cspipe.headtrain.run import provenance
+from cspipe.headtrain.settings import HeadSettings
 from cspipe.headtrain.study import MAIN_METHOD
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, unknown_name
@@ -142,7 +145,8 @@ def load_all(
             at = at[store["train"].label()[at] >= 0]
         judged = Judged(judged_images, at, rows.eval_token_MD, rows.eval_label_M)
     else:
-        held = labelled[labelled_folds(rows.label_N[labelled], HELD_FOLDS, settings.split_seed)[0]]
+        folds = min(HELD_FOLDS, int(np.bincount(rows.label_N[labelled]).min()))  # two of each class at least
+        held = labelled[labelled_folds(rows.label_N[labelled], folds, settings.split_seed)[0]]
         labelled, every = np.setdiff1d(labelled, held), np.setdiff1d(every, held)
         head = refit(saved, rows.token_ND, rows.label_N, labelled, every, device)
         judged = Judged(images, held, rows.token_ND[torch.from_numpy(held)], rows.label_N[held])
@@ -156,10 +160,24 @@ def load_all(
 
 def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:
     """The head again without the rows that are held out, with the settings that it was trained with."""
-    task = HeadTask(labelled, every, int(saved.card["train_seed"]))
-    classes = len(saved.card["class_names"])
-    fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], saved.head.settings, classes=classes, device=device)
+    settings, classes = saved.head.settings, len(saved.card["class_names"])
+    projection = fit_projection(token_ND[torch.from_numpy(every)], 0)
+    prior_K = prior_of(settings, projection, token_ND, label_N, labelled, every, classes)
+    task = HeadTask(labelled, every, int(saved.card["train_seed"]), prior_K)
+    fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], settings, classes=classes, device=device)
     return fit.heads[0]
+
+
+def prior_of(
+    settings: HeadSettings, projection: Projection, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints,
+    classes: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Class prior `(K,)` that the head's settings name, from the rows that training looks at alone."""
+    seen, known = (projection.rows(token_ND[torch.from_numpy(at)]).cpu().numpy() for at in (every, labelled))
+    return class_prior(
+        settings.prior, given=settings.prior_given, token_ND=seen, token_LD=known, label_L=label_N[labelled],
+        classes=classes,
+    )  # fmt: skip
 
 
 def check_probe(loaded: Loaded, device: torch.device) -> None:
@@ -266,12 +284,10 @@ def tune(
     card, judged, head = loaded.saved.card, loaded.judged, loaded.head
     classes = len(loaded.class_names)
     before = predicted(head, judged.cached_MD)
-    label_N = loaded.train.label_N.numpy()
-    cached = head.projection.rows(loaded.train.cached_ND).cpu().numpy()
-    prior_K = class_prior(
-        head.settings.prior, given=head.settings.prior_given, token_ND=cached, token_LD=cached[loaded.train.labelled],
-        label_L=label_N[loaded.train.labelled], classes=classes,
-    )  # fmt: skip
+    rows = loaded.train
+    prior_K = prior_of(
+        head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled, classes
+    )
     model = Joined(loaded.backbone.model, head.stack, head.projection).to(device)
     prior_1K = torch.from_numpy(prior_K).float().to(device)[None]
     parts = Parts(model, loaded.backbone, head.settings, prior_1K, device)
