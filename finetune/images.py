@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cspipe.extract.backbones import Backbone, load_backbone
 from cspipe.extract.datasets import DATASETS, Dataset, load_dataset
-from cspipe.extract.embed import single_threaded
+from cspipe.extract.embed import make_lane, single_threaded
 from cspipe.extract.hashing import hash_images, pixel_reader
 from cspipe.extract.images import normalise
 from cspipe.extract.parallel import ReadPixels
@@ -21,6 +21,7 @@ from cspipe.store.errors import CspipeError, MismatchError, MissingDataError
 
 Ints = NDArray[np.int64]
 READERS = 2
+EVALUATED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,24 @@ def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbon
     return RowImages(image_N, pixel_reader(source, every, table, backbone.geometry))
 
 
-def live_tokens(model: nn.Module, backbone: Backbone, images: RowImages, rows: Ints, device: torch.device,
-                *, batch: int = 32) -> Tensor:  # fmt: skip
-    """Tokens `(N, D)` float32 of these rows by the model as it is now, no gradient; one thread a batch on a CPU."""
+def to_batch(pixels_B3HW: Tensor, backbone: Backbone, device: torch.device) -> Tensor:
+    """uint8 pixels as the normalised batch of the backbone, in the memory layout that it runs fastest in."""
+    layout = torch.channels_last if backbone.spec.convolutional else torch.contiguous_format
+    batch = normalise(pixels_B3HW.to(device, non_blocking=True), backbone.mean, backbone.std)
+    return batch.contiguous(memory_format=layout)
+
+
+def live_tokens(
+    backbone: Backbone, images: RowImages, rows: Ints, device: torch.device, *, batch: int = EVALUATED_AT_ONCE
+) -> Tensor:
+    """Tokens `(N, D)` float32 of these rows by the backbone's model as it is now, run as extraction runs it."""
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    model.eval()
+    lane = make_lane(backbone, device, "fp32")
 
     def embed(part: Ints) -> Tensor:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            pixels = normalise(images.batch(part).to(device), backbone.mean, backbone.std)
-            tokens: Tensor = model(pixels).float().cpu()
+            tokens: Tensor = lane.model(to_batch(images.batch(part), backbone, device)).float().cpu()
             return tokens
 
     with single_threaded(), ThreadPoolExecutor(READERS) as pool:

@@ -188,7 +188,7 @@ def check_probe(loaded: Loaded, device: torch.device) -> None:
     """
     rows = loaded.judged.rows[np.linspace(0, len(loaded.judged.rows) - 1, PROBE_ROWS).round().astype(np.int64)]
     at = np.searchsorted(loaded.judged.rows, rows)
-    live = live_tokens(loaded.backbone.model, loaded.backbone, loaded.judged.images, rows, device)
+    live = live_tokens(loaded.backbone, loaded.judged.images, rows, device)
     cached = loaded.judged.cached_MD[torch.from_numpy(at)].float()
     cosine = float(torch.nn.functional.cosine_similarity(live, cached).min())
     if cosine < PROBE_COSINE:
@@ -258,6 +258,8 @@ def run_finetune(
     opened = store_of_head(saved, store, stores)
     loaded = load_all(saved, opened, settings, weights=weights, data_dir=data_dir, device=device)
     check_probe(loaded, place)
+    if loaded.backbone.spec.convolutional:
+        loaded.backbone.model.to(memory_format=torch.channels_last)
     learning = unfreeze(loaded.backbone.model, settings.unfreeze_blocks)
     identity = {"head": str(saved.path), "settings": json.loads(json.dumps(asdict(settings))), "device": place.type}
     run = resumable_run(runs, identity)
@@ -297,7 +299,7 @@ def tune(
             on_progress("finetune", done / steps)
 
     train(parts, loaded.train, settings, run, seed=int(card["train_seed"]), on_step=told)
-    tokens = live_tokens(model.backbone, loaded.backbone, judged.images, judged.rows, device)
+    tokens = live_tokens(loaded.backbone, judged.images, judged.rows, device)
     after = predicted(head, tokens)
     directory = save_model(run / "model", loaded, model, accuracy(after, judged.label_M))
     return {

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cspipe.extract.backbones import Backbone
-from cspipe.extract.images import normalise
 from cspipe.finetune.checkpoint import load_checkpoint, save_checkpoint
 from cspipe.finetune.drift import effective_rank, linear_cka, token_variance
-from cspipe.finetune.images import RowImages, live_tokens
+from cspipe.finetune.images import RowImages, live_tokens, to_batch
 from cspipe.finetune.model import Joined
 from cspipe.finetune.regularisers import REGULARISERS
 from cspipe.headtrain.settings import HeadSettings
@@ -75,7 +74,7 @@ class TrainRows:
 
 @dataclass(frozen=True)
 class Parts:
-    """The joined model, the backbone's preprocessing, the head's settings and class prior, the device."""
+    """The joined model, its backbone with preprocessing, the head's settings and class prior, the device."""
 
     model: Joined
     backbone: Backbone
@@ -128,8 +127,7 @@ def train_step(
 ) -> dict[str, Tensor]:  # fmt: skip
     """One step of backbone, encoder and decoder, then one of the discriminators; detached terms."""
     model, labelled = parts.model, settings.labelled_batch
-    pixels = normalise(pixels.to(parts.device, non_blocking=True), parts.backbone.mean, parts.backbone.std)
-    live_XD = model.tokens(pixels)
+    live_XD = model.tokens(to_batch(pixels, parts.backbone, parts.device))
     at = torch.from_numpy(batch)
     cached_XD = rows.cached_ND[at].to(parts.device).float()
     label_1L = rows.label_N[at[:labelled]].to(parts.device)[None]
@@ -219,7 +217,7 @@ def logged(terms: Mapping[str, Tensor], step: int, epoch: float, run: Path) -> d
 def drift(parts: Parts, rows: TrainRows, *, sample: int = 512) -> dict[str, float]:
     """CKA with the cached tokens, variance and effective rank of the live ones, on a fixed sample of training rows."""
     chosen = np.unique(np.linspace(0, len(rows.cached_ND) - 1, sample).round().astype(np.int64))
-    live_ND = live_tokens(parts.model.backbone, parts.backbone, rows.images, chosen, parts.device)
+    live_ND = live_tokens(parts.backbone, rows.images, chosen, parts.device)
     cached_ND = rows.cached_ND[torch.from_numpy(chosen)].float()
     return {
         "cka": linear_cka(live_ND, cached_ND), "token_variance": token_variance(live_ND),

@@ -1,0 +1,120 @@
+"""An interrupted fine-tuning goes on in its own folder and ends where it would have ended."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cspipe.finetune.train import train as real_train
+
+
+class StoppedError(Exception):
+    """Stands for Ctrl-C and for power cuts."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function (steps or None): training then stops right after so many steps, or no more."""
+
+    def patch(steps: int | None) -> None:
+        def train(*positional, on_step, **named):
+            def told(done: int, count: int) -> None:
+                on_step(done, count)
+                if done == steps:
+                    raise StoppedError
+
+            return real_train(*positional, on_step=told, **named)
+
+        monkeypatch.setattr("cspipe.finetune.run.train", train)
+
+    return patch
+
+
+def model_files(document: dict) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.name: load_file(path) for path in Path(document["model_dir"]).glob("*.safetensors")}
+
+
+@pytest.fixture
+def chosen(settings):
+    """Two epochs of three steps with discriminator and regulariser; checkpoints at 2, 4 and 6."""
+    return settings(epochs=2, regularisers={"rift": 0.1})
+
+
+@pytest.fixture(scope="module")
+def whole(digits, settings, tmp_path_factory):
+    """The same run, never interrupted."""
+    from cspipe.finetune.run import run_finetune
+
+    torch.set_num_threads(1)
+    return run_finetune(
+        head_run=digits.head_run, runs=tmp_path_factory.mktemp("whole"), stores=digits.stores,
+        settings=settings(epochs=2, regularisers={"rift": 0.1}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 6], ids=["before any", "at a", "past a", "at the last"])
+def test_interrupted_before_at_or_past_a_checkpoint_the_same_call_ends_bit_for_bit_the_same(
+    tune, chosen, stop_after, whole, tmp_path, steps
+):
+    stop_after(steps)
+    with pytest.raises(StoppedError):
+        tune(settings=chosen)
+    (run,) = (tmp_path / "runs").iterdir()
+    kept = run / "checkpoint.safetensors"
+    assert kept.is_file() is (steps > 1)
+    if kept.is_file():
+        with safe_open(kept, "pt") as file:
+            assert json.loads(file.metadata()["step"]) == steps // 2 * 2
+    assert not (run / "report.json").exists()
+    stop_after(None)
+    said = []
+    document = tune(settings=chosen, on_message=said.append)
+    assert document["run"] == str(run)
+    assert said[0] == f"going on with {run}"
+    assert list((tmp_path / "runs").iterdir()) == [run]
+    same = {"accuracy_before", "accuracy_after", "cka", "token_variance", "effective_rank"}
+    assert {key: document[key] for key in same} == {key: whole[key] for key in same}
+    assert (run / "metrics.jsonl").read_text() == (Path(whole["run"]) / "metrics.jsonl").read_text()
+    mine, theirs = model_files(document), model_files(whole)
+    for file in ("backbone.safetensors", "head.safetensors"):
+        assert mine[file].keys() == theirs[file].keys()
+        assert all(torch.equal(value, theirs[file][name]) for name, value in mine[file].items())
+
+
+def test_interrupted_twice_it_still_ends_the_same(tune, chosen, stop_after, whole):
+    for steps in (3, 5):
+        stop_after(steps)
+        with pytest.raises(StoppedError):
+            tune(settings=chosen)
+    stop_after(None)
+    mine, theirs = model_files(tune(settings=chosen)), model_files(whole)
+    for file, tensors in mine.items():
+        assert all(torch.equal(value, theirs[file][name]) for name, value in tensors.items())
+
+
+def test_other_settings_and_finished_runs_are_not_gone_on_with(tune, settings, stop_after, tmp_path):
+    small = settings(limit=64, epochs=1)
+    stop_after(1)
+    with pytest.raises(StoppedError):
+        tune(settings=small)
+    (interrupted,) = (tmp_path / "runs").iterdir()
+    stop_after(None)
+    assert tune(settings=replace(small, lr=1e-4))["run"] != str(interrupted)
+    finished = tune(settings=small)
+    assert finished["run"] == str(interrupted)
+    assert tune(settings=small)["run"] not in (str(interrupted), finished["run"])
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_another_split_of_the_same_head_run_is_another_run(tune, settings, stop_after, tmp_path):
+    stop_after(1)
+    with pytest.raises(StoppedError):
+        tune(settings=settings(limit=64))
+    stop_after(None)
+    document = tune(settings=settings(limit=64, split_seed=1))
+    assert document["split_seed"] == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 2
