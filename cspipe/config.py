@@ -64,9 +64,9 @@ class FinetuneConfig(BaseModel):
     labels: Positive | None = None
     epochs: Positive = 1
     limit: Positive | None = None
-    batch: Positive = 32
-    labelled_batch: Positive = 16
-    lr: Annotated[float, Field(gt=0)] = 2e-5
+    batch: Annotated[int, Field(ge=2)] = 128
+    labelled_batch: Annotated[int, Field(ge=2)] = 32
+    lr: Annotated[float, Field(gt=0)] = 1e-4
     head_lr: Annotated[float, Field(gt=0)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     target: Literal["cached", "live"] = "cached"

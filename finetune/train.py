@@ -51,9 +51,9 @@ class FinetuneSettings:
     split_seed: Annotated[int, Ge(0)] = 0
     epochs: Annotated[int, Ge(1)] = 1
     limit: int | None = None
-    batch: Annotated[int, Ge(2)] = 32
-    labelled_batch: Annotated[int, Ge(2)] = 16
-    lr: Annotated[float, Gt(0)] = 2e-5
+    batch: Annotated[int, Ge(2)] = 128
+    labelled_batch: Annotated[int, Ge(2)] = 32
+    lr: Annotated[float, Gt(0)] = 1e-4
     head_lr: Annotated[float, Gt(0)] = 3e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
     target: Literal["cached", "live"] = "cached"
@@ -114,8 +114,12 @@ def optimisers(model: Joined, settings: FinetuneSettings) -> dict[str, torch.opt
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: warm-up over a twentieth of the run, then a cosine to 0."""
-    warm = max(1, steps // 20)
+    """Share of the peak learning rate at a step: warm-up, then a cosine to 0.
+
+    Warm-up takes a tenth of the run, at least 10 steps, at most half of it: Adam's first steps move every weight by
+    the full rate, which alone can undo the pretraining.
+    """
+    warm = max(1, min(steps // 2, max(10, steps // 10)))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cspipe.finetune.checkpoint import save_checkpoint
+from cspipe.finetune.run import run_finetune
 from cspipe.finetune.train import train as real_train
 
 
@@ -47,8 +49,6 @@ def chosen(settings):
 @pytest.fixture(scope="module")
 def whole(digits, settings, tmp_path_factory):
     """The same run, never interrupted."""
-    from cspipe.finetune.run import run_finetune
-
     torch.set_num_threads(1)
     return run_finetune(
         head_run=digits.head_run, runs=tmp_path_factory.mktemp("whole"), stores=digits.stores,
@@ -94,6 +94,22 @@ def test_interrupted_twice_it_still_ends_the_same(tune, chosen, stop_after, whol
     mine, theirs = model_files(tune(settings=chosen)), model_files(whole)
     for file, tensors in mine.items():
         assert all(torch.equal(value, theirs[file][name]) for name, value in tensors.items())
+
+
+def test_metrics_written_before_a_checkpoint_that_failed_are_not_told_twice(tune, chosen, whole, monkeypatch):
+    """Step 3 ends an epoch and its record is on disk when the checkpoint of step 4 fails: step 3 is done again."""
+
+    def full(run: Path, model, made, step: int) -> None:
+        if step == 4:
+            raise StoppedError
+        save_checkpoint(run, model, made, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cspipe.finetune.train.save_checkpoint", full)
+        with pytest.raises(StoppedError):
+            tune(settings=chosen)
+    run = Path(tune(settings=chosen)["run"])
+    assert (run / "metrics.jsonl").read_text() == (Path(whole["run"]) / "metrics.jsonl").read_text()
 
 
 def test_other_settings_and_finished_runs_are_not_gone_on_with(tune, settings, stop_after, tmp_path):

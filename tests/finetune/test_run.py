@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from cspipe.extract.backbones import load_backbone
 from cspipe.finetune.images import images_of_rows, live_tokens, reload_backbone, reload_dataset
-from cspipe.finetune.run import choose_head, load_all, predicted, store_of_head
+from cspipe.finetune.run import choose_head, load_all, predicted, run_finetune, store_of_head
 from cspipe.headtrain import HeadSettings, load_head
 from cspipe.headtrain.evaluate import accuracy
 from cspipe.headtrain.rows import read_rows
+from cspipe.headtrain.run import run_head
 from cspipe.store import open_store
 from cspipe.store.errors import UnknownNameError
 
@@ -137,13 +138,14 @@ def test_rift_holds_the_covariance_of_the_tokens_nearer_to_the_cached_ones(tune,
 
 
 @pytest.mark.parametrize("target", ["cached", "live"])
-def test_training_on_the_labelled_rows_lowers_their_cross_entropy(tune, settings, target):
-    document = tune(settings=settings(target=target, epochs=7, lr=3e-4, checkpoint_steps=100))
+def test_training_on_the_labelled_rows_lowers_their_cross_entropy(tune, settings, monkeypatch, target):
+    monkeypatch.setattr("cspipe.finetune.train.LOG_EVERY", 1)
+    document = tune(settings=settings(target=target, epochs=4, lr=3e-4, checkpoint_steps=100))
     records = [json.loads(line) for line in (Path(document["run"]) / "metrics.jsonl").read_text().splitlines()]
     values = [record["L_c"] for record in records if "L_c" in record]
-    assert [record["step"] for record in records if "L_c" in record] == [10, 20, 21]
-    assert values[-1] < values[0]
-    assert document["accuracy_after"] >= document["accuracy_before"] - 0.02
+    assert len(values) == 12
+    assert np.mean(values[-3:]) < 0.75 * np.mean(values[:3])
+    assert document["accuracy_after"] >= document["accuracy_before"] - 0.1  # no collapse
 
 
 def test_limit_keeps_the_labelled_images_and_so_many_in_all(tune, settings):
@@ -167,17 +169,14 @@ def test_messages_say_how_much_learns_and_from_what(tune, settings):
 
 
 def test_dev_rows_of_the_head_run_are_judged_and_never_trained_on(digits, settings, tmp_path):
-    from cspipe.finetune.run import run_finetune
-    from cspipe.headtrain.run import run_head
-
     quick = HeadSettings(components=16, hidden=16, style=4, discriminator=8, steps=40, batch=32)
     head = run_head(store=digits.store, runs=tmp_path, labels=20, seeds=1, methods=["content-style"], settings=quick,
-                    dev_rows=40)  # fmt: skip
+                    dev_rows=48)  # fmt: skip
     document = run_finetune(head_run=None, runs=tmp_path, stores=digits.stores, settings=settings())
-    assert (document["judged_rows"], document["images"], document["labels"]) == (40, 56, 20)
+    assert (document["judged_rows"], document["images"], document["labels"]) == (48, 48, 20)
     assert document["accuracy_before"] == head["results"][0]["accuracy"]
     saved = choose_head(None, tmp_path, None, 0, "cpu")
     loaded = load_all(saved, open_store(digits.store), settings(), weights=None, data_dir=None, device="cpu")
-    assert loaded.judged.rows.tolist() == list(range(56, 96))
-    assert loaded.train.unlabelled.max() < 56
-    assert loaded.judged.label_M.tolist() == read_rows(digits.store).label_N[56:].tolist()
+    assert loaded.judged.rows.tolist() == list(range(48, 96))
+    assert loaded.train.unlabelled.max() < 48
+    assert loaded.judged.label_M.tolist() == read_rows(digits.store).label_N[48:].tolist()
