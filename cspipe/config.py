@@ -66,7 +66,7 @@ class FinetuneConfig(BaseModel):
     limit: Positive | None = None
     batch: Annotated[int, Field(ge=2)] = 128
     labelled_batch: Annotated[int, Field(ge=2)] = 32
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Annotated[float, Field(gt=0)] | None = None
     head_lr: Annotated[float, Field(gt=0)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     target: Literal["cached", "live"] = "cached"

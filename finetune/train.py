@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cspipe.extract.backbones import Backbone
 from cspipe.finetune.checkpoint import load_checkpoint, save_checkpoint
@@ -41,7 +41,8 @@ class FinetuneSettings:
         epochs: passes over the unlabelled rows.
         limit: at most so many training images: the labelled ones and others evenly spaced; None is all.
         batch: unlabelled images a step. labelled_batch: labelled images a step.
-        lr: peak learning rate of the backbone. head_lr: of encoder and decoder. weight_decay: AdamW's.
+        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 5e-5 for a transformer.
+        head_lr: of encoder and decoder. weight_decay: AdamW's.
         target: what L_y rebuilds: the `cached` token, or the `live` one; either is held fixed.
         regularisers: name -> weight.
         checkpoint_steps: steps between checkpoints.
@@ -53,7 +54,7 @@ class FinetuneSettings:
     limit: int | None = None
     batch: Annotated[int, Ge(2)] = 128
     labelled_batch: Annotated[int, Ge(2)] = 32
-    lr: Annotated[float, Gt(0)] = 1e-4
+    lr: Annotated[float, Gt(0)] | None = None
     head_lr: Annotated[float, Gt(0)] = 3e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
     target: Literal["cached", "live"] = "cached"
@@ -98,15 +99,21 @@ def plan_batches(rows: TrainRows, settings: FinetuneSettings, seed: int) -> list
     return [np.concatenate(pair) for pair in zip(labelled, batches, strict=True)]
 
 
+def backbone_lr(backbone: nn.Module) -> float:
+    """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer."""
+    return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 5e-5
+
+
 def optimisers(model: Joined, settings: FinetuneSettings) -> dict[str, torch.optim.Optimizer]:
     """AdamW for backbone, encoder and decoder; Adam for the discriminators where there are any."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    lr = backbone_lr(model.backbone) if settings.lr is None else settings.lr
     groups = [
-        {"params": [p for p in backbone if p.ndim > 1], "peak": settings.lr, "weight_decay": settings.weight_decay},
-        {"params": [p for p in backbone if p.ndim <= 1], "peak": settings.lr, "weight_decay": 0.0},
+        {"params": [p for p in backbone if p.ndim > 1], "peak": lr, "weight_decay": settings.weight_decay},
+        {"params": [p for p in backbone if p.ndim <= 1], "peak": lr, "weight_decay": 0.0},
         {"params": model.stack.generator_parameters(), "peak": settings.head_lr, "weight_decay": 0.0},
     ]
-    made: dict[str, torch.optim.Optimizer] = {"main": torch.optim.AdamW(groups, lr=settings.lr)}
+    made: dict[str, torch.optim.Optimizer] = {"main": torch.optim.AdamW(groups, lr=lr)}
     critics = list(model.stack.critics.parameters())
     if critics:
         made["critics"] = torch.optim.Adam(critics, lr=settings.head_lr)

@@ -16,10 +16,11 @@ from cspipe.headtrain.train import Pools, critics_in_use, draw_passes, draw_prio
 BASE = HeadSettings(style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
 KINDS = {
     "closed form": {},
-    "all adversarial": {"content_term": "adversarial", "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.01},
-    "kl": {"estimator": "kl", "lambda_s": 0.01},
+    "all adversarial": {
+        "content_term": "adversarial", "estimator": "kl", "lambda_c": 0.1, "lambda_s": 0.01, "lambda_y": 0.01,
+    },
     "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
-}
+}  # fmt: skip
 UNLABELLED = [torch.arange(90), torch.arange(60), torch.arange(30, 90)]
 LABELLED = [torch.arange(9), torch.arange(3, 27), torch.arange(40, 52)]
 PRIORS = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
