@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from cspipe.store.errors import SettingError
@@ -28,7 +29,7 @@ def rift(*, live_BD: Tensor, cached_BD: Tensor) -> Tensor:
     cached = (cached_BD @ cached_BD.T).square().sum()
     cross = (live_BD @ cached_BD.T).square().sum()
     live = (live_BD @ live_BD.T).square().sum()
-    return (live - 2 * cross + cached).clamp_min(0) / cached
+    return (live - 2 * cross + cached).clamp_min(0) / cached.clamp_min(torch.finfo(cached.dtype).tiny)
 
 
 REGULARISERS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({"rift": rift})

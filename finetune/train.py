@@ -204,11 +204,12 @@ def train(
         generator = torch.Generator(parts.device).manual_seed(seed * 1_000_003 + step)
         terms = train_step(parts, rows, batches[step], pixels, made, settings, generator)
         done = step + 1
-        if done % LOG_EVERY == 0 or done == len(batches):
+        keep = done % settings.checkpoint_steps == 0 or done == len(batches)
+        if keep or done % LOG_EVERY == 0:
             records.append(logged(terms, done, done / per_epoch, run))
         if done % per_epoch == 0:
             records.append({"event": "epoch", "step": done, "epoch": done // per_epoch, **drift(parts, rows)})
-        if done % settings.checkpoint_steps == 0 or done == len(batches):
+        if keep:
             write_records(run, records)
             save_checkpoint(run, parts.model, made, done)
         on_step(done, len(batches))

@@ -211,8 +211,19 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
         raise MismatchError(f"{path} is not a head written by cspipe head ({error}).") from error
     if facts.get("format") != FORMAT:
         raise MismatchError(f"{path} has head format {facts.get('format')}; this version reads format {FORMAT}.")
-    facts["settings"]["prior_given"] = tuple(facts["settings"]["prior_given"])
-    settings = HeadSettings(**facts["settings"])
+    try:
+        head = build_head(facts, tensors, device)
+        return SavedHead(head, tensors["labelled_row_id"].numpy(), facts, path)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MismatchError(
+            f"{path} does not hold a whole head ({reason}). Train it again with cspipe head."
+        ) from error
+
+
+def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
+    """A head from what its file says and holds."""
+    settings = HeadSettings(**facts["settings"] | {"prior_given": tuple(facts["settings"]["prior_given"])})
     stack = ContentStyle(
         width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
         hidden=settings.hidden, critics=critics_in_use(settings), seeds=[0],
@@ -224,5 +235,4 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
         tensors["projection.mean"].to(device), tensors["projection.scale"].to(device),
         None if basis is None else basis.to(device),
     )  # fmt: skip
-    head = Head(stack.to(device).eval(), projection, settings)
-    return SavedHead(head, tensors["labelled_row_id"].numpy(), facts, path)
+    return Head(stack.to(device).eval(), projection, settings)

@@ -86,7 +86,7 @@ def run_head(
         "class_names": rows.class_names, "results": results, "summary": summarise(results),
         "paired": paired(results, MAIN_METHOD),
         "confusion": {outcome.method: outcome.confusion.tolist() for outcome in outcomes},
-        "split_hash": {seed: split_hash(rows.row_id_N[labelled]) for seed, labelled in splits.items()},
+        "split_hash": {str(seed): split_hash(rows.row_id_N[labelled]) for seed, labelled in splits.items()},
         "run": str(run), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
     report = document | {"provenance": provenance(store), "environment": run_folders.environment()}

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from cspipe.extract.backbones import load_backbone
 from cspipe.finetune.images import images_of_rows, live_tokens, reload_backbone, reload_dataset
-from cspipe.finetune.run import choose_head, load_all, predicted, run_finetune, store_of_head
+from cspipe.finetune.load import choose_head, load_all, store_of_head
+from cspipe.finetune.run import predicted, run_finetune
 from cspipe.headtrain import HeadSettings, load_head
 from cspipe.headtrain.evaluate import accuracy
 from cspipe.headtrain.rows import read_rows

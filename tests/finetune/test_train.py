@@ -91,9 +91,7 @@ def test_optimisers_hold_what_learns_and_only_the_backbones_matrices_decay():
     model = joined({"style": 4})
     made = optimisers(model, FinetuneSettings(lr=1e-5, head_lr=1e-3, weight_decay=0.05))
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = [
-        ({name_of[id(p)] for p in g["params"]}, g["peak"], g["weight_decay"]) for g in made["main"].param_groups
-    ]
+    groups = [({name_of[id(p)] for p in g["params"]}, g["peak"], g["weight_decay"]) for g in made["main"].param_groups]
     head = {name_of[id(p)] for p in model.stack.generator_parameters()}
     assert groups == [
         ({"backbone.2.weight"}, 1e-5, 0.05),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cspipe.extract.run import extract
-from cspipe.finetune.run import check_probe, choose_head, load_all, run_finetune, store_of_head
+from cspipe.finetune.load import check_probe, choose_head, load_all, store_of_head
+from cspipe.finetune.run import run_finetune
 from cspipe.headtrain import HeadSettings
 from cspipe.headtrain.run import run_head
 from cspipe.store import open_store

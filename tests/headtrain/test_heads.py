@@ -1,6 +1,7 @@
 """Heads: fitted many at once, kept in a file, and used on what they were not made for."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,3 +168,16 @@ def test_a_method_is_the_users_settings_with_its_own_on_top():
 def test_a_given_prior_and_its_probabilities_belong_together(changes):
     with pytest.raises(SettingError, match="prior = 'given' and prior_given belong together"):
         method_settings("content-style", HeadSettings(**changes))
+
+
+def test_a_head_file_that_lacks_a_tensor_is_told_plainly(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    golden = next(Path(__file__).parents[1].glob("golden/format-1/runs/*/heads/content-style-0.safetensors"))
+    with safe_open(golden, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors.pop("stack.encoder.0.weight")
+    save_file(tensors, tmp_path / "broken.safetensors", metadata=metadata)
+    with pytest.raises(MismatchError, match="does not hold a whole head"):
+        load_head(tmp_path / "broken.safetensors")

@@ -1,0 +1,188 @@
+"""What a fine-tuning run works on: the head, its store, the live backbone, images and rows, checked to belong together.
+
+Legend: `N` rows, `M` judged rows, `D` token width, `K` classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cspipe.extract.backbones import Backbone
+from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens, reload_backbone, reload_dataset
+from cspipe.finetune.train import FinetuneSettings, TrainRows
+from cspipe.headtrain import runs as run_folders
+from cspipe.headtrain.heads import Head, HeadTask, SavedHead, fit_heads, load_head
+from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.projection import Projection, fit_projection
+from cspipe.headtrain.rows import read_rows
+from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.study import MAIN_METHOD
+from cspipe.store import Store, open_store
+from cspipe.store.errors import MismatchError, MissingDataError
+from cspipe.store.layout import list_stores
+from cspipe.store.split import labelled_folds
+
+HELD_FOLDS = 5
+PROBE_ROWS = 32
+PROBE_COSINE = 0.999
+
+
+def choose_head(head_run: Path | None, runs: Path, labels: int | None, split_seed: int, device: str) -> SavedHead:
+    """The content-style head to start from: of the named run, else of the newest (with so many labels).
+
+    Raises:
+        MissingDataError: no such run, or it keeps no content-style head of this split.
+        MismatchError: the named run has another number of labels.
+    """
+    if head_run is None:
+        newest_first = reversed(run_folders.finished_runs(runs, "head"))
+        fitting = (run for run in newest_first if labels in (None, run_folders.read_report(run)["labels"]))
+        head_run = next(fitting, None)
+        if head_run is None:
+            which = f" with {labels} labels" if labels else ""
+            raise MissingDataError(f"no finished head run{which} under {runs}. Run cspipe head first, or name --runs.")
+    told = run_folders.read_report(head_run)
+    if labels not in (None, told["labels"]):
+        raise MismatchError(
+            f"{head_run} has {told['labels']} labels, not {labels}: leave out --labels or name another run."
+        )
+    path = head_run / "heads" / f"{MAIN_METHOD}-{split_seed}.safetensors"
+    if not path.is_file():
+        kept = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
+        raise MissingDataError(
+            f"{head_run} keeps no head {path.stem} (it keeps {kept}). Give another --split-seed or --head."
+        )
+    return load_head(path, device=device)
+
+
+def store_of_head(saved: SavedHead, store: Path | None, stores: Path) -> Store:
+    """The store that the head belongs to, or the named one if it fits.
+
+    Raises:
+        MissingDataError: the head's store is no longer there.
+        MismatchError: the head was trained on another store's tokens.
+    """
+    card = saved.card
+    if store is None:
+        there = [path for path in list_stores(stores) if path.name == Path(card["store"]).name]
+        recorded = Path(card["store"])
+        if not there and not recorded.exists():
+            raise MissingDataError(
+                f"{saved.path} was trained on {recorded.name}, which is not under {stores}: name its folder with "
+                "--stores."
+            )
+        store = there[0] if there else recorded
+    opened = open_store(store)
+    if opened.attributes["key_sha256"] != card["store_key"] or opened.dataset != card["dataset"]:
+        raise MismatchError(
+            f"{saved.path.name} expects tokens {card['token_width']} wide of {card['backbone']} on {card['dataset']}, "
+            f"but {opened.path.name} holds {opened.width} ({opened.backbone} on {opened.dataset}). Train a head on "
+            "this store, or name the other with --backbone and --dataset."
+        )
+    return opened
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows that accuracy is measured on: images, their positions, cached tokens `(M, D)`, labels `(M,)`."""
+
+    images: RowImages
+    rows: Ints
+    cached_MD: torch.Tensor
+    label_M: Ints
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything that one run works on; `labelled_row_id` are the store's ids of the labelled rows it learns from."""
+
+    saved: SavedHead
+    head: Head
+    labelled_row_id: Ints
+    store: Store
+    backbone: Backbone
+    train: TrainRows
+    judged: Judged
+    class_names: list[str]
+
+
+def load_all(
+    saved: SavedHead,
+    store: Store,
+    settings: FinetuneSettings,
+    *,
+    weights: Path | None,
+    data_dir: Path | None,
+    device: str,
+) -> Loaded:
+    """Backbone, images and rows, checked against the store and the head."""
+    dev_rows = int(saved.card.get("dev_rows", 0))
+    rows = read_rows(store.path, dev_rows=dev_rows)
+    backbone = reload_backbone(store, weights=weights, device=device)
+    dataset = reload_dataset(store, data_dir)
+    images = images_of_rows(store, "train", dataset, backbone)
+    labelled = np.flatnonzero(np.isin(rows.row_id_N, saved.labelled_row_id))
+    head, every = saved.head, np.arange(len(rows.label_N))
+    if rows.eval_token_MD is not None and rows.eval_label_M is not None:
+        judged_images, at = images, np.arange(len(rows.label_N), len(rows.label_N) + dev_rows)
+        if rows.evaluation == "test":
+            judged_images = images_of_rows(store, "test", dataset, backbone)
+            at = np.flatnonzero(store["test"].label() >= 0)
+        else:
+            at = at[store["train"].label()[at] >= 0]
+        judged = Judged(judged_images, at, rows.eval_token_MD, rows.eval_label_M)
+    else:
+        folds = min(HELD_FOLDS, int(np.bincount(rows.label_N[labelled]).min()))  # two of each class at least
+        held = labelled[labelled_folds(rows.label_N[labelled], folds, settings.split_seed)[0]]
+        labelled, every = np.setdiff1d(labelled, held), np.setdiff1d(every, held)
+        head = refit(saved, rows.token_ND, rows.label_N, labelled, every, device)
+        judged = Judged(images, held, rows.token_ND[torch.from_numpy(held)], rows.label_N[held])
+    if settings.limit is not None and settings.limit < len(every):
+        room = max(settings.batch, settings.limit - len(labelled))
+        chosen = np.linspace(0, len(every) - 1, min(room, len(every))).round().astype(np.int64)
+        every = np.union1d(every[chosen], labelled)
+    train_rows = TrainRows(images, rows.token_ND, torch.from_numpy(rows.label_N), labelled, every)
+    return Loaded(saved, head, rows.row_id_N[labelled], store, backbone, train_rows, judged, rows.class_names)
+
+
+def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:
+    """The head again without the rows that are held out, with the settings that it was trained with."""
+    settings, classes = saved.head.settings, len(saved.card["class_names"])
+    projection = fit_projection(token_ND[torch.from_numpy(every)], 0)
+    prior_K = prior_of(settings, projection, token_ND, label_N, labelled, every, classes)
+    task = HeadTask(labelled, every, int(saved.card["train_seed"]), prior_K)
+    fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], settings, classes=classes, device=device)
+    return fit.heads[0]
+
+
+def prior_of(
+    settings: HeadSettings, projection: Projection, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints,
+    classes: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Class prior `(K,)` that the head's settings name, from the rows that training looks at alone."""
+    seen, known = (projection.rows(token_ND[torch.from_numpy(at)]).cpu().numpy() for at in (every, labelled))
+    return class_prior(
+        settings.prior, given=settings.prior_given, token_ND=seen, token_LD=known, label_L=label_N[labelled],
+        classes=classes,
+    )  # fmt: skip
+
+
+def check_probe(loaded: Loaded, device: torch.device) -> None:
+    """Refuses to train where the live backbone does not give the cached tokens.
+
+    Raises:
+        MismatchError: weights or preprocessing are not those of the store.
+    """
+    rows = loaded.judged.rows[np.linspace(0, len(loaded.judged.rows) - 1, PROBE_ROWS).round().astype(np.int64)]
+    at = np.searchsorted(loaded.judged.rows, rows)
+    live = live_tokens(loaded.backbone, loaded.judged.images, rows, device)
+    cached = loaded.judged.cached_MD[torch.from_numpy(at)].float()
+    cosine = float(torch.nn.functional.cosine_similarity(live, cached).min())
+    if cosine < PROBE_COSINE:
+        raise MismatchError(
+            f"the live backbone gives tokens with a cosine of {cosine:.4f} to the cached ones: weights or "
+            f"preprocessing differ from those of {loaded.store.path.name}. Extract again."
+        )
