@@ -227,10 +227,16 @@ def print_head(document: Document) -> None:
 
 def print_finetune(document: Document) -> None:
     """Accuracy before and after, drift, where the model is."""
-    keys = ("method", "labels", "split_seed", "accuracy_before", "accuracy_after", "cka", "seconds")
-    print_table(f"{document['backbone']} on {document['dataset']}, backbone trained", keys,
-                [[document[key] for key in keys]])  # fmt: skip
-    print(document["model_dir"])
+    before, after = document["accuracy_before"], document["accuracy_after"]
+    title = (
+        f"{document['backbone']} on {document['dataset']}, backbone trained, {document['labels']} labels, "
+        f"accuracy on {document['judged_rows']} rows"
+    )
+    row = (share(before), share(after), f"{100 * (after - before):+.1f}", f"{document['cka']:.3f}")
+    print_table(title, ("before", "after", "difference", "CKA with the cached tokens"), [row])
+    if after < before:
+        print("The frozen head was better: keep it, or lower finetune.lr.")
+    print(f"{document['model_dir']}  {document['seconds']} s")
 
 
 def print_run(document: Document) -> None:

@@ -41,7 +41,7 @@ class FinetuneSettings:
         epochs: passes over the unlabelled rows.
         limit: at most so many training images: the labelled ones and others evenly spaced; None is all.
         batch: unlabelled images a step. labelled_batch: labelled images a step.
-        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 5e-5 for a transformer.
+        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer.
         head_lr: of encoder and decoder. weight_decay: AdamW's.
         target: what L_y rebuilds: the `cached` token, or the `live` one; either is held fixed.
         regularisers: name -> weight.
@@ -101,7 +101,7 @@ def plan_batches(rows: TrainRows, settings: FinetuneSettings, seed: int) -> list
 
 def backbone_lr(backbone: nn.Module) -> float:
     """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer."""
-    return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 5e-5
+    return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 1e-5
 
 
 def optimisers(model: Joined, settings: FinetuneSettings) -> dict[str, torch.optim.Optimizer]:

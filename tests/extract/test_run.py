@@ -235,6 +235,7 @@ def test_progress_counts_every_image_once(run, small_chunks):
 
 SCRIPT = textwrap.dedent("""
     import os, signal, sys, threading
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     from pathlib import Path
     import cspipe.store.opening
     cspipe.store.opening.chunk_rows = lambda width, itemsize: 64

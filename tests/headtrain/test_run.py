@@ -113,8 +113,8 @@ def test_a_kept_head_gives_the_accuracy_that_was_reported_and_knows_its_labelled
         predicted = saved.head.probabilities(rows.eval_token_MD).argmax(1).numpy()
         assert np.mean(predicted == rows.eval_label_M) == row["accuracy"] == saved.card["accuracy"]
         assert len(saved.labelled_row_id) == 12
-        assert split_hash(saved.labelled_row_id) == everything["split_hash"][row["split_seed"]]
-        assert saved.card["split_hash"] == everything["split_hash"][row["split_seed"]]
+        assert split_hash(saved.labelled_row_id) == everything["split_hash"][str(row["split_seed"])]
+        assert saved.card["split_hash"] == everything["split_hash"][str(row["split_seed"])]
 
 
 def test_all_methods_of_a_split_learn_from_the_same_rows_and_splits_differ(everything, folder):
