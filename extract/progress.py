@@ -3,7 +3,9 @@
 Nothing but the standard error stream is ever written to: standard output belongs to results.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -32,8 +34,9 @@ class Silent:
         """No news."""
 
 
-def console_progress() -> "Progress":
-    """A bar a split on standard error, with images a second and the time left; use it with ``with``."""
+@contextmanager
+def console_progress() -> Iterator["Progress"]:
+    """A bar a split on standard error, with images a second and the time left; nothing before the first line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.progress import Task as Line
@@ -46,11 +49,19 @@ def console_progress() -> "Progress":
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:,.0f} images/s")
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        ImagesPerSecond(""),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    class Late(Progress):
+        """Appears with its first line, so that an error before it stands alone."""
+
+        def add_task(self, *args: Any, **options: Any) -> "TaskID":  # noqa: ANN401
+            self.start()
+            return super().add_task(*args, **options)
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(""), TimeRemainingColumn(),
+    )  # fmt: skip
+    progress = Late(*columns, console=Console(stderr=True))
+    try:
+        yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
