@@ -11,6 +11,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from cspipe.headtrain.given import Given
+from cspipe.headtrain.graph import edges, equal_class_masses, normalised_affinity, spread_labels
+from cspipe.headtrain.selftraining import self_training
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -97,5 +101,34 @@ def knn(
     return votes_MK
 
 
-BASELINES: Mapping[str, Callable[..., Floats]] = MappingProxyType({"logistic": logistic, "knn": knn})
-"""Name -> function of (labelled tokens, labels, tokens to predict, classes=K) that gives probabilities `(M, K)`."""
+def label_propagation(given: Given) -> Floats:
+    """Labels spread along the 10-nearest-neighbour graph of the rows that may be looked at. `(M, K)`.
+
+    Local and global consistency (Zhou et al. 2004) on the graph of Iscen et al. 2019 (arXiv 1904.04717): weights are
+    cubed cosines, alpha = 0.99, solved by conjugate gradients.
+
+    Zhou's method is transductive; rows to predict are not in our graph. They get their class inductively: a vote of
+    the class distributions of their 10 nearest rows in the graph, weighted by cubed cosine. A row that no label
+    reaches gets the frequencies of the labelled rows.
+
+    Class masses are made equal (`equal_class_masses`): .871 against .858 without (MNIST tokens, 100 balanced labels,
+    dev rows, three splits). On the same rows thinned to class shares from 18 % down to 2 % it was .871 against .850,
+    and .849 with masses in the true proportions.
+    """
+    own, judged = given.rows.neighbours
+    spread_NK = spread_labels(normalised_affinity(own), given.at_L, given.label_L, classes=given.classes)
+    share_NK = equal_class_masses(spread_NK)
+    vote_MK = edges(judged, len(share_NK)) @ share_NK
+    fallback_K = np.bincount(given.label_L, minlength=given.classes)
+    vote_MK[vote_MK.sum(1) == 0] = fallback_K
+    probability_MK: Floats = (vote_MK / vote_MK.sum(1, keepdims=True)).astype(np.float32)
+    return probability_MK
+
+
+BASELINES: Mapping[str, Callable[[Given], Floats]] = MappingProxyType({
+    "logistic": lambda given: logistic(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes),
+    "knn": lambda given: knn(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes),
+    "label-propagation": label_propagation,
+    "self-training": self_training,
+})  # fmt: skip
+"""Name -> function of what is given (see `Given`) that gives probabilities `(M, K)` of the rows to predict."""

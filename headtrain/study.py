@@ -4,7 +4,8 @@ Legend: `N` training rows, `M` evaluation rows, `D` token width, `K` classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
 from cspipe.headtrain.evaluate import accuracy, confusion
+from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
@@ -79,7 +81,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Study:
-    """All that the methods of one run share."""
+    """All that the methods of one run share; `kept` is what the baselines of the trial at hand have computed."""
 
     rows: StudyRows
     trials: list[Trial]
@@ -87,6 +89,7 @@ class Study:
     train_seed: int
     device: str
     on_progress: OnProgress | None
+    kept: dict[object, SharedRows] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def judged_rows(self) -> int:
@@ -125,9 +128,11 @@ class Study:
             device=self.device, on_step=told,
         )  # fmt: skip
 
-    def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64]:
-        """Class prior of one trial, from its labelled and unlabelled rows alone."""
-        estimated = settings.prior == "estimated" and settings.semi_supervised
+    def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
+        """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
+        if not settings.semi_supervised:
+            return None
+        estimated = settings.prior == "estimated"
         token_ND = self.standard(trial) if estimated else np.empty((0, 1), np.float32)
         at = np.searchsorted(trial.unlabelled, trial.labelled)
         return class_prior(
@@ -151,16 +156,26 @@ class Study:
         assert self.rows.eval_token_MD is not None
         return self.rows.eval_token_MD
 
+    def shared_rows(self, trial: Trial) -> SharedRows:
+        """What the trial's baselines look at; kept until a trial with other rows comes, for its graph is costly."""
+        key = (trial.unlabelled.tobytes(), None if trial.judged is None else trial.judged.tobytes())
+        if key not in self.kept:
+            self.kept.clear()
+            every = len(trial.unlabelled) == len(self.rows.token_ND)
+            stored = self.rows.token_ND if every else self.rows.token_ND[torch.from_numpy(trial.unlabelled)]
+            on_share = partial(self.on_progress, "nearest neighbours") if self.on_progress else None
+            self.kept[key] = SharedRows(stored, self.judged_tokens(trial), self.device, on_share)
+        return self.kept[key]
+
     def baseline(self, method: str) -> Iterator[Ints]:
         """Predictions of one baseline, trial by trial."""
-        shared: Projection | None = None
         for number, trial in enumerate(self.trials):
-            projection = shared or self.projection(trial)
-            shared = projection if trial.judged is None else None
-            labelled = projection.rows(self.rows.token_ND[torch.from_numpy(trial.labelled)]).numpy()
-            judged = projection.rows(self.judged_tokens(trial)).numpy()
-            label = self.rows.label_N[trial.labelled]
-            yield BASELINES[method](labelled, label, judged, classes=self.rows.classes).argmax(1)
+            at_L = np.searchsorted(trial.unlabelled, trial.labelled)
+            given = Given(
+                self.shared_rows(trial), at_L, self.rows.label_N[trial.labelled], self.rows.classes,
+                self.train_seed, self.settings,
+            )  # fmt: skip
+            yield BASELINES[method](given).argmax(1)
             if self.on_progress:
                 self.on_progress(method, (number + 1) / len(self.trials))
 

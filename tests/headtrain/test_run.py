@@ -90,7 +90,7 @@ def test_document_report_and_metrics_are_valid_json_without_nan(everything, fold
     assert report["environment"]["torch"] in torch.__version__
     records = [json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").open()]
     assert {(r["method"], r["split_seed"], r["fold"]) for r in records} == {
-        (method, seed, 0) for method in METHODS if method not in ("logistic", "knn") for seed in range(3)
+        (method, seed, 0) for method in HEAD_METHODS for seed in range(3)
     }
     assert all(math.isfinite(record["L_c"]) for record in records)
 
@@ -98,16 +98,14 @@ def test_document_report_and_metrics_are_valid_json_without_nan(everything, fold
 def test_the_run_folder_keeps_settings_and_one_head_a_method_and_split(everything, folder):
     assert tomllib.loads((folder / "config.toml").read_text()) == {"seeds": 3}
     heads = {path.name for path in (folder / "heads").iterdir()}
-    assert heads == {
-        f"{method}-{seed}.safetensors" for method in METHODS if method not in ("logistic", "knn") for seed in range(3)
-    }
+    assert heads == {f"{method}-{seed}.safetensors" for method in HEAD_METHODS for seed in range(3)}
     assert {path.name for path in folder.iterdir()} == {"config.toml", "heads", "metrics.jsonl", "report.json"}
 
 
 def test_a_kept_head_gives_the_accuracy_that_was_reported_and_knows_its_labelled_rows(everything, folder, store):
     rows = read_rows(store)
     for row in everything["results"]:
-        if row["method"] in ("logistic", "knn"):
+        if row["method"] not in HEAD_METHODS:
             continue
         saved = load_head(folder / "heads" / f"{row['method']}-{row['split_seed']}.safetensors")
         predicted = saved.head.probabilities(rows.eval_token_MD).argmax(1).numpy()
@@ -217,7 +215,9 @@ def test_one_split_has_no_interval(run, store):
 
 @pytest.mark.parametrize("prior", ["labelled", "estimated"])
 def test_priors_that_are_learned_from_the_rows_can_be_run(run, store, quick, prior):
-    told = run(store, seeds=2, draw="natural", methods=["content-style"], settings=replace(quick, prior=prior))
+    told = run(
+        store, seeds=2, draw="natural", methods=["content-style", "supervised"], settings=replace(quick, prior=prior)
+    )
     assert told["summary"]["content-style"]["mean"] > 0.5
 
 

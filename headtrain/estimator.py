@@ -1,0 +1,300 @@
+"""The content-style head as a scikit-learn classifier.
+
+Legend: `N` rows, `L` labelled rows, `M` held-out labelled rows, `D` width, `K` classes, `S` style.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import fields
+from numbers import Integral
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from cspipe.headtrain.heads import Head, HeadTask, fit_heads
+from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.projection import Projection, fit_projection
+from cspipe.headtrain.settings import ContentTerm, HeadSettings, Prior, method_settings
+from cspipe.store.errors import SettingError
+from cspipe.store.split import labelled_folds
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+DTYPES = (np.float64, np.float32, np.float16)
+LARGEST = 1e15
+HELD_OUT_SHARE = 4
+HELD_OUT_LEAST = 10
+
+EXPECTED_FAILED_CHECKS: Mapping[str, str] = MappingProxyType({
+    "check_classifiers_classes": "fits labels {-1, 1} as two classes; here -1 marks unlabelled rows (scikit-learn "
+    "exempts its own LabelPropagation, LabelSpreading and SelfTrainingClassifier from it by name)",
+})  # fmt: skip
+"""For `sklearn.utils.estimator_checks.check_estimator(..., expected_failed_checks=dict(EXPECTED_FAILED_CHECKS))`."""
+
+
+class ContentStyleClassifier(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    ClassifierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """Semi-supervised classifier: few labelled rows, many unlabelled ones, one content-style head.
+
+    Rows are tokens of a backbone, or any features. What `fit` sees are the labelled rows (`y` a class) and the
+    unlabelled ones (`y` = -1, scikit-learn's own convention); it works without unlabelled rows too. In an array of
+    strings the mark is "-1", which is what numpy makes of -1 there; "" and every other string is a class. Labels
+    {-1, 1} are therefore refused: use {0, 1}.
+
+    `prior="uniform"`, the default, says that the classes are equally frequent among all rows. Where they are not,
+    say `prior="labelled"` (labels drawn at random), `"estimated"`, or `"given"` with `prior_given` in the order of
+    `classes_`.
+
+    Args:
+        components, hidden, style, content_term, lambda_c, lambda_s, lambda_y, lambda_yy, entropy_weight, prior,
+            prior_given, steps, batch, labelled_batch, lr, lr_end: see `HeadSettings`, whose defaults they have.
+        calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
+            from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
+            is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.5),
+            and never below 1: a few rows that are all right are no reason to be surer. Raw probabilities (temperature
+            1) are kept where fewer than ten rows could be hidden; a class's only row never is. The second head has
+            fewer labels, so where nearly all predictions are right the probabilities come out too modest. Predicted
+            classes do not depend on any of this.
+        random_state: training seed of weights, batches and noise; None for another one each time.
+        device: torch device to train on. The fitted head is kept on the CPU in double precision: a row's
+            probabilities do not depend on its neighbours, and the estimator can be unpickled anywhere.
+
+    Attributes:
+        classes_: K sorted classes.
+        head_: the trained `Head`.
+        temperature_: what logits are divided by.
+        calibration_rows_: hidden labelled rows that it was fitted on; 0 where it was not.
+
+    Example:
+        Digits with 40 of 1,347 training labels, against the regression that sees those 40 alone: 0.88 and 0.86 on
+        this split, 0.864 and 0.823 in the mean over `random_state` 0 to 5 of both draws.
+
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.model_selection import train_test_split
+        >>> X, y = load_digits(return_X_y=True)
+        >>> X, X_test, y, y_test = train_test_split(X, y, stratify=y, random_state=0)
+        >>> known, hidden = train_test_split(np.arange(len(y)), train_size=40, stratify=y, random_state=0)
+        >>> y_few = y.copy()
+        >>> y_few[hidden] = -1
+        >>> ours = ContentStyleClassifier(steps=300, random_state=0).fit(X, y_few).score(X_test, y_test)
+        >>> theirs = LogisticRegression(max_iter=1000).fit(X[known] / 16, y[known]).score(X_test / 16, y_test)
+        >>> ours > theirs
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        components: int = HeadSettings.components,
+        hidden: int = HeadSettings.hidden,
+        style: int = HeadSettings.style,
+        content_term: ContentTerm = HeadSettings.content_term,
+        lambda_c: float = HeadSettings.lambda_c,
+        lambda_s: float = HeadSettings.lambda_s,
+        lambda_y: float = HeadSettings.lambda_y,
+        lambda_yy: float = HeadSettings.lambda_yy,
+        entropy_weight: float = HeadSettings.entropy_weight,
+        prior: Prior = HeadSettings.prior,
+        prior_given: tuple[float, ...] = HeadSettings.prior_given,
+        steps: int = HeadSettings.steps,
+        batch: int = HeadSettings.batch,
+        labelled_batch: int = HeadSettings.labelled_batch,
+        lr: float = HeadSettings.lr,
+        lr_end: float = HeadSettings.lr_end,
+        calibrate: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.components, self.hidden, self.style = components, hidden, style
+        self.content_term, self.entropy_weight = content_term, entropy_weight
+        self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy = lambda_c, lambda_s, lambda_y, lambda_yy
+        self.prior, self.prior_given = prior, prior_given
+        self.steps, self.batch, self.labelled_batch = steps, batch, labelled_batch
+        self.lr, self.lr_end = lr, lr_end
+        self.calibrate, self.random_state, self.device = calibrate, random_state, device
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Trains the head.
+
+        Args:
+            X: rows `(N, D)`, finite, half, single or double precision; standardised inside. A feature with a standard
+                deviation below 1e-6 counts as constant.
+            y: classes `(N,)`, -1 for unlabelled rows.
+
+        Raises:
+            SettingError: a parameter that cannot be used, or fewer than two classes among the labelled rows.
+            ValueError: rows or labels that scikit-learn's own validation refuses.
+        """
+        token_ND, target_N = validate_data(self, X, y, dtype=DTYPES, ensure_min_samples=2)
+        settings, device = head_settings(self.get_params(deep=False)), torch_device(self.device)
+        classes, labelled, label_L = read_labels(target_N)
+        rows = tensor(token_ND)
+        if not bool(rows.abs().amax() <= LARGEST):
+            raise SettingError(f"X holds values beyond {LARGEST:g}, too large for single precision: scale them first.")
+        label_N = np.full(len(rows), -1, np.int64)
+        label_N[labelled] = label_L
+        task = HeadTask(labelled, np.arange(len(rows)), training_seed(self.random_state),
+                        task_prior(rows, labelled, label_L, settings, len(classes)))  # fmt: skip
+        held = held_out(label_L, task.seed) if self.calibrate else np.empty(0, np.int64)
+        tasks = [task, without(task, labelled[held])] if len(held) else [task]
+        fit = fit_heads(rows, torch.from_numpy(label_N), tasks, settings, classes=len(classes), device=device)
+        heads = [for_prediction(head) for head in fit.heads]
+        self.classes_, self.head_, self._n_features_out = classes, heads[0], settings.style
+        self.temperature_, self.calibration_rows_ = 1.0, len(held)
+        if len(held):
+            logits_MK = heads[1].encode(rows[torch.from_numpy(labelled[held])])[0].numpy()
+            self.temperature_ = best_temperature(logits_MK, label_L[held])
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The likeliest class of each row `(N,)`."""
+        content_NK, _ = self._encode(X)
+        return np.asarray(self.classes_[content_NK.argmax(1)])
+
+    def predict_proba(self, X: ArrayLike) -> Floats:
+        """Calibrated class probabilities `(N, K)`, columns in the order of `classes_`."""
+        return np.asarray(softmax(self._encode(X)[0] / self.temperature_, axis=1))
+
+    def transform(self, X: ArrayLike) -> Floats:
+        """Style `(N, S)`: what varies within the classes."""
+        return self._encode(X)[1]
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy on the rows of `X` that have a label: those with `y` = -1 are left out.
+
+        Hence `cross_val_score` takes partly labelled `y` as it is.
+
+        Raises:
+            SettingError: not one labelled row.
+        """
+        target_N = column_or_1d(y)
+        known_N = labelled_mask(target_N)
+        if not known_N.any():
+            raise SettingError("score needs labelled rows; every y is -1. Fold or hold out so that some are known.")
+        right_N = self.predict(X) == target_N
+        weight_N = np.ones(len(target_N)) if sample_weight is None else column_or_1d(sample_weight)
+        return float(np.average(right_N[known_N], weights=weight_N[known_N]))
+
+    def _encode(self, X: ArrayLike) -> tuple[Floats, Floats]:
+        """Content logits `(N, K)` and style `(N, S)`."""
+        check_is_fitted(self)
+        content_NK, style_NS = self.head_.encode(tensor(validate_data(self, X, dtype=DTYPES, reset=False)))
+        return content_NK.numpy(), style_NS.numpy()
+
+
+def head_settings(parameters: Mapping[str, Any]) -> HeadSettings:
+    """Validated settings from an estimator's parameters; numpy numbers are welcome."""
+    known = {field.name for field in fields(HeadSettings)} & parameters.keys()
+    values = {name: v.item() if isinstance(v := parameters[name], np.generic) else v for name in known}
+    try:
+        settings = TypeAdapter(HeadSettings).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        reason = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
+        raise SettingError(f"{fault['loc'][0]} = {fault['input']!r} cannot be used: {reason}.") from error
+    return method_settings("content-style", settings)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device, or a plain word that there is none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"device = {name!r} cannot be used here ({reason}). Use device='cpu'.") from error
+    return device
+
+
+def labelled_mask(y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which entries `(N,)` are classes, not the mark of an unlabelled row."""
+    if y.dtype.kind in "OUS":
+        return np.array([not (value in ("-1", b"-1") or (isinstance(value, Integral) and value == -1)) for value in y])
+    return np.asarray(y != -1)
+
+
+def read_labels(target_N: NDArray[Any]) -> tuple[NDArray[Any], Ints, Ints]:
+    """Sorted classes `(K,)`, labelled positions `(L,)`, and their class numbers `(L,)`."""
+    known_N = labelled_mask(target_N)
+    check_classification_targets(target_N[known_N])
+    classes, label_L = np.unique(target_N[known_N], return_inverse=True)
+    if len(classes) < 2:
+        found = f"one class ({classes[0]})" if len(classes) else "no class"
+        raise SettingError(
+            f"y needs labelled rows of at least two classes; it holds {found} and {int((~known_N).sum())} unlabelled "
+            "rows. -1 means unlabelled: number the classes from 0."
+        )
+    return classes, np.flatnonzero(known_N), label_L
+
+
+def training_seed(random_state: int | np.random.RandomState | None) -> int:
+    """An int is the head's own training seed; otherwise one is drawn."""
+    draw = check_random_state(random_state)
+    return int(random_state) if isinstance(random_state, Integral) else int(draw.randint(2**31))
+
+
+def tensor(token_ND: NDArray[Any]) -> torch.Tensor:
+    """The rows as a tensor, without a copy where torch can do without."""
+    return torch.from_numpy(np.require(token_ND, requirements=["C", "W"]))
+
+
+def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings, classes: int) -> Floats:
+    """The class prior `(K,)` that the settings name."""
+    token_ND = fit_projection(rows, 0).rows(rows).numpy() if settings.prior == "estimated" else rows.numpy()
+    return class_prior(
+        settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=token_ND[labelled], label_L=label_L,
+        classes=classes,
+    )  # fmt: skip
+
+
+def held_out(label_L: Ints, seed: int) -> Ints:
+    """Positions `(M,)` of a stratified quarter of the labelled rows; none where that is fewer than ten.
+
+    A class's only row stays: a head that never saw the class cannot judge it.
+    """
+    spare = np.flatnonzero(np.bincount(label_L)[label_L] >= 2)
+    if len(spare) < HELD_OUT_LEAST * HELD_OUT_SHARE:
+        return np.empty(0, np.int64)
+    return np.take(spare, labelled_folds(label_L[spare], HELD_OUT_SHARE, seed)[0])
+
+
+def without(task: HeadTask, rows: Ints) -> HeadTask:
+    """The same task for a head that sees nothing of these rows, their tokens neither."""
+    return HeadTask(np.setdiff1d(task.labelled, rows), np.setdiff1d(task.unlabelled, rows), task.seed, task.prior_K)
+
+
+def for_prediction(head: Head) -> Head:
+    """The head on the CPU in double precision."""
+    old = head.projection
+    basis_DP = None if old.basis_DP is None else old.basis_DP.cpu().double()
+    projection = Projection(old.mean_D.cpu().double(), old.scale_D.cpu().double(), basis_DP)
+    return Head(deepcopy(head.stack).cpu().double().eval(), projection, head.settings)
+
+
+def best_temperature(logits_MK: Floats, label_M: Ints) -> float:
+    """The temperature, 1 or more, that makes the labels likeliest, with log T ~ N(0, 1/4) beforehand.
+
+    Temperature scaling is Guo et al.'s (arXiv 1706.04599); prior and bound are ours: rows all right would ask for 0.
+    """
+
+    def cost(log_t: float) -> float:  # negative log posterior in nats
+        told_MK = log_softmax(logits_MK / np.exp(log_t), axis=1)
+        return float(2 * log_t**2 - told_MK[np.arange(len(label_M)), label_M].sum())
+
+    return float(np.exp(minimize_scalar(cost, bounds=(0, 4), method="bounded").x))

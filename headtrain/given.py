@@ -1,0 +1,88 @@
+"""What a baseline is given: the rows of a trial, its labels, and what trials on the same rows can share.
+
+Legend: `N` rows that may be looked at, `L` labelled rows, `M` rows to predict, `D` token width, `K` classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from cspipe.headtrain.graph import Neighbours, nearest_in_table, nearest_of_each
+from cspipe.headtrain.projection import Projection, fit_projection
+from cspipe.headtrain.settings import HeadSettings
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows that several trials look at and predict, and what is computed of them once, when first asked for.
+
+    Attributes:
+        stored_ND: tokens that may be looked at, the labelled rows' among them, as they are stored.
+        judged_MD: tokens to predict.
+        device: where the heavy work is done.
+        on_share: told the share of the nearest neighbours that is found.
+    """
+
+    stored_ND: Tensor
+    judged_MD: Tensor
+    device: str = "cpu"
+    on_share: Callable[[float], None] | None = None
+
+    @cached_property
+    def projection(self) -> Projection:
+        """Standardisation with the statistics of the rows that may be looked at."""
+        return fit_projection(self.stored_ND, 0)
+
+    @cached_property
+    def token_MD(self) -> Floats:
+        """Standardised tokens to predict."""
+        token: Floats = self.projection.rows(self.judged_MD).numpy()
+        return token
+
+    @cached_property
+    def neighbours(self) -> tuple[Neighbours, Neighbours]:
+        """Nearest rows among those that may be looked at: of each of them, and of each row to predict.
+
+        By the cosine of standardised tokens. They are not projected first: on 256 principal components, at a fifth of
+        the arithmetic, label propagation lost a point (.861 against .871; 100 MNIST labels, dev rows, three splits).
+        """
+        unit_ND = F.normalize(self.projection.rows(self.stored_ND).to(self.device), dim=1)
+        own = nearest_of_each(unit_ND, on_share=self.on_share)
+        judged_MD = torch.from_numpy(self.token_MD).to(self.device)
+        return own, nearest_in_table(judged_MD, unit_ND)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One trial as a baseline sees it.
+
+    Attributes:
+        rows: what may be looked at and what is to be predicted.
+        at_L: positions of the labelled rows in `rows.stored_ND`.
+        label_L: their classes.
+        classes: K.
+        seed: training seed.
+        settings: of heads.
+    """
+
+    rows: SharedRows
+    at_L: Ints
+    label_L: Ints
+    classes: int
+    seed: int = 0
+    settings: HeadSettings = field(default_factory=HeadSettings)
+
+    @cached_property
+    def token_LD(self) -> Floats:
+        """Standardised labelled tokens."""
+        token: Floats = self.rows.projection.rows(self.rows.stored_ND[torch.from_numpy(self.at_L)]).numpy()
+        return token

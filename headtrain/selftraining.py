@@ -1,0 +1,80 @@
+"""One round of self-training on the soft votes of several heads, after V-PET (arXiv 2503.09707).
+
+Legend: `N` rows that may be looked at, `L` labelled rows, `K` classes, `P` projected width, `B` batch rows.
+"""
+
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cspipe.headtrain.given import Floats, Given
+from cspipe.headtrain.heads import Head, HeadTask, fit_heads
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.settings import HeadSettings, method_settings
+from cspipe.headtrain.train import Pools, adam, apply_gradients, draw_batches, head_generators
+
+TEACHERS = 4
+STUDENT_SEED = 7_919
+
+
+def self_training(given: Given) -> Floats:
+    """Four supervised heads vote on every row; one student learns the votes and the true labels. `(M, K)`.
+
+    There is no threshold, the votes stay soft (the mean of the heads' probabilities), and there is one round. The
+    source's voters are different backbones and adapters; ours are one architecture with four seeds on one backbone's
+    tokens, so they agree more. The student starts anew, and learns from a batch of votes and one of true labels a
+    step. Rows to predict take no part in the training.
+    """
+    settings = method_settings("supervised", given.settings)
+    teachers = fit_teachers(given, settings)
+    stored_ND = given.rows.stored_ND
+    votes_NK = torch.stack([head.probabilities(stored_ND) for head in teachers]).mean(0)
+    student = fit_student(given, votes_NK, teachers[0], settings)
+    probability_MK: Floats = student.probabilities(given.rows.judged_MD).cpu().numpy()
+    return probability_MK
+
+
+def fit_teachers(given: Given, settings: HeadSettings) -> list[Head]:
+    """Supervised heads on the labelled rows alone, which differ in their weights and batches."""
+    stored_ND = given.rows.stored_ND
+    label_N = torch.full((len(stored_ND),), -1)
+    label_N[torch.from_numpy(given.at_L)] = torch.from_numpy(given.label_L)
+    every = torch.arange(len(stored_ND)).numpy()
+    tasks = [HeadTask(given.at_L, every, given.seed * TEACHERS + number) for number in range(TEACHERS)]
+    fit = fit_heads(stored_ND, label_N, tasks, settings, classes=given.classes, device=given.rows.device)
+    return fit.heads
+
+
+def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSettings) -> Head:
+    """One head of the teachers' architecture: cross-entropy with the votes of a batch, and with the true labels.
+
+    Args:
+        given: the trial.
+        votes_NK: class probabilities that are learned, on the device.
+        teacher: whose projection it shares.
+        settings: steps, batches and learning rate; every batch has `labelled_batch` labelled rows and `batch` others.
+    """
+    device, seeds = votes_NK.device, [given.seed + STUDENT_SEED]
+    table_NP = teacher.projection.rows(given.rows.stored_ND)
+    at_L, label_L = torch.from_numpy(given.at_L).to(device), torch.from_numpy(given.label_L).to(device)
+    target_NK = votes_NK.clone()
+    target_NK[at_L] = F.one_hot(label_L, given.classes).to(votes_NK)
+    stack = ContentStyle(
+        width=teacher.stack.width, classes=given.classes, style=settings.style, hidden=settings.hidden, critics={},
+        seeds=seeds,
+    ).to(device).train()  # fmt: skip
+    prior_HK = torch.full((1, given.classes), 1 / given.classes, device=device)
+    pools = Pools([at_L], [torch.arange(len(table_NP), device=device)], prior_HK)
+    batches = draw_batches(pools, settings, head_generators(seeds, device), table_NP.dtype)
+    optimiser = adam(stack.generator_parameters(), settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.lr * settings.lr_end)
+    for batch in islice(batches, settings.steps):
+        labelled_L, others_B = batch.labelled_HL[0], batch.unlabelled_HB[0]
+        logits_XK = stack.encode(table_NP[torch.cat([labelled_L, others_B])][None])[0][0]
+        known_LK, voted_BK = logits_XK[: len(labelled_L)], logits_XK[len(labelled_L) :]
+        loss = F.cross_entropy(known_LK, target_NK[labelled_L]) + F.cross_entropy(voted_BK, target_NK[others_B])
+        apply_gradients(loss, optimiser)
+        schedule.step()
+    return Head(stack.eval(), teacher.projection, settings)
