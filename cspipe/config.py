@@ -10,7 +10,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from cspipe.headtrain.settings import HeadSettings
+from cspipe.finetune.settings import FinetuneSettings
+from cspipe.headtrain.settings import DEFAULT_METHODS, HeadSettings
 from cspipe.store.errors import MissingDataError, SettingError
 
 FILE = Path("pipeline.toml")
@@ -49,29 +50,17 @@ class HeadConfig(BaseModel):
     seeds: Positive = 5
     train_seed: Annotated[int, Field(ge=0)] = 0
     draw: Literal["balanced", "natural"] = "balanced"
-    methods: tuple[str, ...] = ("content-style", "supervised", "logistic")
+    methods: tuple[str, ...] = DEFAULT_METHODS
     dev_rows: Annotated[int, Field(ge=0)] = 0
     settings: CheckedHeadSettings = CheckedHeadSettings()
 
 
-class FinetuneConfig(BaseModel):
-    """Stage three: how much of the backbone learns, and for how long."""
+@validated(config=ConfigDict(extra="forbid"), frozen=True)
+class FinetuneConfig(FinetuneSettings):
+    """Stage three: its settings, which head to start from and where its inputs are."""
 
-    model_config = Strict
     unfreeze: bool = False
-    unfreeze_blocks: Positive | None = None
-    split_seed: Annotated[int, Field(ge=0)] = 0
     labels: Positive | None = None
-    epochs: Positive = 1
-    limit: Positive | None = None
-    batch: Annotated[int, Field(ge=2)] = 128
-    labelled_batch: Annotated[int, Field(ge=2)] = 32
-    lr: Annotated[float, Field(gt=0)] | None = None
-    head_lr: Annotated[float, Field(gt=0)] = 3e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    target: Literal["cached", "live"] = "cached"
-    regularisers: dict[str, Annotated[float, Field(ge=0)]] = {}
-    checkpoint_steps: Positive = 50
     weights: Path | None = None
     data_dir: Path | None = None
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from cspipe import plots, verdicts
 from cspipe.curves import Curves, Key, Panel, Term, all_curves, method_legend, read_metrics
 from cspipe.headtrain.runs import read_report, write_atomic
-from cspipe.headtrain.study import MAIN_METHOD
+from cspipe.headtrain.settings import MAIN_METHOD
 from cspipe.reproduce import commands, facts, read_config
 from cspipe.store import Store
 from cspipe.store.errors import CspipeError

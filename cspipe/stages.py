@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,11 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 def finetune(common: Common, config: Config, head_run: Path | None, store: Path | None) -> Document:
     """Stage three from a head run."""
     from cspipe.finetune.run import run_finetune
-    from cspipe.finetune.train import FinetuneSettings
+    from cspipe.finetune.settings import FinetuneSettings
 
     calm(common)
-    settings = config.finetune.model_dump(exclude={"unfreeze"})
+    settings = asdict(config.finetune)
+    settings.pop("unfreeze")
     weights, data_dir, labels = settings.pop("weights"), settings.pop("data_dir"), settings.pop("labels")
     with stage_progress(common.quiet) as told:
         return run_finetune(
@@ -184,8 +186,6 @@ def store_info(config: Config, path: Path | None) -> Document:
 
 def verify(config: Config, path: Path | None) -> Document:
     """Problems of a store."""
-    from dataclasses import asdict
-
     from cspipe.store.verify import verify_store
 
     path = path or choose_store(config, backbone=None, dataset=None)

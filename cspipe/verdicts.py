@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cspipe.headtrain.study import MAIN_METHOD
+from cspipe.headtrain.settings import MAIN_METHOD
 
 Report = Mapping[str, Any]
 METHOD_WORDS = {

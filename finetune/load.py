@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from cspipe.extract.backbones import Backbone
 from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens, reload_backbone, reload_dataset
-from cspipe.finetune.train import FinetuneSettings, TrainRows
+from cspipe.finetune.settings import FinetuneSettings
+from cspipe.finetune.train import TrainRows
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.heads import Head, HeadTask, SavedHead, fit_heads, load_head
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
-from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.study import MAIN_METHOD
+from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError
 from cspipe.store.layout import list_stores

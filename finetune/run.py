@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from cspipe.extract.embed import pick_device
-from cspipe.finetune.images import Ints, live_tokens
+from cspipe.finetune.images import live_tokens
 from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of, store_of_head
 from cspipe.finetune.model import Joined, unfreeze
 from cspipe.finetune.regularisers import REGULARISERS
-from cspipe.finetune.train import FinetuneSettings, Parts, drift, train
+from cspipe.finetune.settings import FinetuneSettings
+from cspipe.finetune.train import DRIFT, Parts, train
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import accuracy, confusion
 from cspipe.headtrain.heads import Head, save_head
@@ -36,11 +37,6 @@ def resumable_run(runs: Path, identity: dict[str, Any]) -> Path | None:
         if not (run / "report.json").is_file() and plan.is_file() and json.loads(plan.read_text()) == identity:
             return run
     return None
-
-
-def predicted(head: Head, token_MD: torch.Tensor) -> Ints:
-    """Classes `(M,)` of tokens."""
-    return head.probabilities(token_MD).argmax(1).cpu().numpy()
 
 
 def run_finetune(
@@ -120,7 +116,7 @@ def tune(
     """Accuracy before, training, accuracy after, the model directory."""
     card, judged, head = loaded.saved.card, loaded.judged, loaded.head
     classes = len(loaded.class_names)
-    before = predicted(head, judged.cached_MD)
+    before = head.predict(judged.cached_MD)
     rows = loaded.train
     prior_K = prior_of(
         head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled, classes
@@ -133,9 +129,10 @@ def tune(
         if on_progress:
             on_progress("finetune", done / steps)
 
-    train(parts, loaded.train, settings, run, seed=int(card["train_seed"]), on_step=told)
+    records = train(parts, loaded.train, settings, run, seed=int(card["train_seed"]), on_step=told)
+    last_epoch = next(record for record in reversed(records) if record.get("event") == "epoch")
     tokens = live_tokens(loaded.backbone, judged.images, judged.rows, device)
-    after = predicted(head, tokens)
+    after = head.predict(tokens)
     directory = save_model(run / "model", loaded, model, accuracy(after, judged.label_M))
     return {
         "method": card["method"], "labels": len(loaded.train.labelled), "split_seed": card["split_seed"],
@@ -144,7 +141,7 @@ def tune(
         "accuracy_before": accuracy(before, judged.label_M), "accuracy_after": accuracy(after, judged.label_M),
         "confusion": {"before": confusion(before, judged.label_M, classes).tolist(),
                       "after": confusion(after, judged.label_M, classes).tolist()},
-        **drift(parts, loaded.train), "model_dir": str(directory), "run": str(run),
+        **{name: last_epoch[name] for name in DRIFT}, "model_dir": str(directory), "run": str(run),
     }  # fmt: skip
 
 

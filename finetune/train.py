@@ -7,13 +7,12 @@ width. The head is a stack of one, so its tensors carry a leading axis of 1.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,43 +22,16 @@ from cspipe.finetune.drift import effective_rank, linear_cka, token_variance
 from cspipe.finetune.images import RowImages, live_tokens, to_batch
 from cspipe.finetune.model import Joined
 from cspipe.finetune.regularisers import REGULARISERS
+from cspipe.finetune.settings import FinetuneSettings
+from cspipe.headtrain.runs import write_metrics
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.headtrain.train import apply_gradients, critic_losses, draw_prior, objective, total
 from cspipe.store.errors import StoreError
 
 Ints = NDArray[np.int64]
 LOG_EVERY = 10
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """Settings of stage three.
-
-    Attributes:
-        unfreeze_blocks: last blocks that learn; None is the whole backbone.
-        split_seed: which labelled split of the head run.
-        epochs: passes over the unlabelled rows.
-        limit: at most so many training images: the labelled ones and others evenly spaced; None is all.
-        batch: unlabelled images a step. labelled_batch: labelled images a step.
-        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer.
-        head_lr: of encoder and decoder. weight_decay: AdamW's.
-        target: what L_y rebuilds: the `cached` token, or the `live` one; either is held fixed.
-        regularisers: name -> weight.
-        checkpoint_steps: steps between checkpoints.
-    """
-
-    unfreeze_blocks: int | None = None
-    split_seed: Annotated[int, Ge(0)] = 0
-    epochs: Annotated[int, Ge(1)] = 1
-    limit: int | None = None
-    batch: Annotated[int, Ge(2)] = 128
-    labelled_batch: Annotated[int, Ge(2)] = 32
-    lr: Annotated[float, Gt(0)] | None = None
-    head_lr: Annotated[float, Gt(0)] = 3e-4
-    weight_decay: Annotated[float, Ge(0)] = 0.05
-    target: Literal["cached", "live"] = "cached"
-    regularisers: Mapping[str, float] = field(default_factory=dict)
-    checkpoint_steps: Annotated[int, Ge(1)] = 50
+DRIFT = ("cka", "token_variance", "effective_rank")
+"""Numbers of the record of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +182,7 @@ def train(
         if done % per_epoch == 0:
             records.append({"event": "epoch", "step": done, "epoch": done // per_epoch, **drift(parts, rows)})
         if keep:
-            write_records(run, records)
+            write_metrics(run, records)
             save_checkpoint(run, parts.model, made, done)
         on_step(done, len(batches))
     return records
@@ -231,10 +203,8 @@ def drift(parts: Parts, rows: TrainRows, *, sample: int = 512) -> dict[str, floa
     chosen = np.unique(np.linspace(0, len(rows.cached_ND) - 1, sample).round().astype(np.int64))
     live_ND = live_tokens(parts.backbone, rows.images, chosen, parts.device)
     cached_ND = rows.cached_ND[torch.from_numpy(chosen)].float()
-    return {
-        "cka": linear_cka(live_ND, cached_ND), "token_variance": token_variance(live_ND),
-        "effective_rank": effective_rank(live_ND),
-    }  # fmt: skip
+    values = (linear_cka(live_ND, cached_ND), token_variance(live_ND), effective_rank(live_ND))
+    return dict(zip(DRIFT, values, strict=True))
 
 
 def read_records(run: Path) -> Iterator[dict[str, Any]]:
@@ -242,10 +212,3 @@ def read_records(run: Path) -> Iterator[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if path.is_file():
         yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
-
-
-def write_records(run: Path, records: list[dict[str, Any]]) -> None:
-    """Writes all metric records."""
-    from cspipe.headtrain.runs import write_metrics
-
-    write_metrics(run, records)

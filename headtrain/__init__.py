@@ -1,21 +1,20 @@
 """Stage two: content-style heads on cached tokens."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads, load_head
-from cspipe.headtrain.settings import HeadSettings
 
 if TYPE_CHECKING:
     from cspipe.headtrain.estimator import ContentStyleClassifier
+    from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads, load_head
+    from cspipe.headtrain.settings import HeadSettings
 
 __all__ = ["ContentStyleClassifier", "Fit", "Head", "HeadSettings", "HeadTask", "fit_heads", "load_head"]
 
 if not TYPE_CHECKING:
+    PLACES = {"ContentStyleClassifier": "estimator", "HeadSettings": "settings"}
 
     def __getattr__(name: str) -> object:
-        """Loads the estimator, and scikit-learn with it, when it is first asked for."""
-        if name != "ContentStyleClassifier":
+        """Loads a name when it is first asked for: settings come without torch, heads without scikit-learn."""
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from cspipe.headtrain.estimator import ContentStyleClassifier
-
-        return ContentStyleClassifier
+        return getattr(import_module(f"{__name__}.{PLACES.get(name, 'heads')}"), name)

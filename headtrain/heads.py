@@ -62,6 +62,10 @@ class Head:
         """Class probabilities `(N, K)`."""
         return self.encode(token_ND)[0].softmax(-1)
 
+    def predict(self, token_ND: Tensor) -> NDArray[np.int64]:
+        """Classes `(N,)`."""
+        return self.probabilities(token_ND).argmax(1).cpu().numpy()
+
 
 @dataclass(frozen=True)
 class Fit:

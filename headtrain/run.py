@@ -11,10 +11,8 @@ from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import paired, summarise
 from cspipe.headtrain.heads import save_head
 from cspipe.headtrain.rows import Draw, Ints, Labels, StudyRows, labelled_positions, read_rows
-from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.settings import DEFAULT_METHODS, MAIN_METHOD, HeadSettings
 from cspipe.headtrain.study import (
-    DEFAULT_METHODS,
-    MAIN_METHOD,
     METHODS,
     OnProgress,
     Outcome,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cspipe
+from cspipe.store import files
 from cspipe.store.errors import MissingDataError, StoreError
 
 PACKAGES = ("torch", "timm", "zarr", "numpy", "scikit-learn")
@@ -19,12 +20,7 @@ PACKAGES = ("torch", "timm", "zarr", "numpy", "scikit-learn")
 
 def write_atomic(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    files.write_atomic(path, text.encode())
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

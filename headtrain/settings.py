@@ -80,6 +80,10 @@ it is the stronger baseline (.80 against .76 on projected MNIST tokens, 100 labe
 """
 
 
+DEFAULT_METHODS = ("content-style", "supervised", "logistic")
+MAIN_METHOD = "content-style"
+
+
 def method_settings(method: str, settings: HeadSettings) -> HeadSettings:
     """The settings that `method` trains with, given the user's.
 

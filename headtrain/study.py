@@ -17,15 +17,12 @@ from cspipe.headtrain.evaluate import accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
-from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import Ints, StudyRows
 from cspipe.headtrain.settings import HEAD_METHODS, HeadSettings, method_settings
 from cspipe.store.errors import SettingError
 from cspipe.store.split import labelled_folds
 
 METHODS = (*HEAD_METHODS, *BASELINES)
-DEFAULT_METHODS = ("content-style", "supervised", "logistic")
-MAIN_METHOD = "content-style"
 FOLDS = 5
 
 OnProgress = Callable[[str, float], None]
@@ -103,10 +100,8 @@ class Study:
         """One method on every trial; folds of a split are pooled, so that each row is judged once."""
         if method in HEAD_METHODS:
             fit = self.fit(method, self.trials)
-            predictions = [
-                head.probabilities(self.judged_tokens(trial)).argmax(1).cpu().numpy()
-                for head, trial in zip(fit.heads, self.trials, strict=True)
-            ]
+            pairs = zip(fit.heads, self.trials, strict=True)
+            predictions = [head.predict(self.judged_tokens(trial)) for head, trial in pairs]
             metrics = metric_records(method, fit, self.trials, self.train_seed)
             heads = fit.heads
         else:
@@ -132,22 +127,15 @@ class Study:
         """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
         if not settings.semi_supervised:
             return None
-        estimated = settings.prior == "estimated"
-        token_ND = self.standard(trial) if estimated else np.empty((0, 1), np.float32)
-        at = np.searchsorted(trial.unlabelled, trial.labelled)
+        known_LD = token_ND = np.empty((0, 1), np.float32)
+        if settings.prior == "estimated":
+            shared = self.shared_rows(trial)
+            token_ND = shared.projection.rows(shared.stored_ND).numpy()
+            known_LD = token_ND[np.searchsorted(trial.unlabelled, trial.labelled)]
         return class_prior(
-            settings.prior, given=settings.prior_given, token_ND=token_ND,
-            token_LD=token_ND[at] if estimated else token_ND, label_L=self.rows.label_N[trial.labelled],
-            classes=self.rows.classes,
+            settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=known_LD,
+            label_L=self.rows.label_N[trial.labelled], classes=self.rows.classes,
         )  # fmt: skip
-
-    def projection(self, trial: Trial) -> Projection:
-        """Standardisation by the rows that the trial may look at."""
-        return fit_projection(self.rows.token_ND[torch.from_numpy(trial.unlabelled)], 0)
-
-    def standard(self, trial: Trial) -> NDArray[np.float32]:
-        """The trial's unlabelled rows, standardised."""
-        return self.projection(trial).rows(self.rows.token_ND[torch.from_numpy(trial.unlabelled)]).numpy()
 
     def judged_tokens(self, trial: Trial) -> torch.Tensor:
         """Tokens that the trial is judged on."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cspipe.extract.run import extract
 from cspipe.finetune.run import run_finetune
-from cspipe.finetune.train import FinetuneSettings
+from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain import HeadSettings
 from cspipe.headtrain.run import run_head
 

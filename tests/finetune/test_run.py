@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from cspipe.extract.backbones import load_backbone
 from cspipe.finetune.images import images_of_rows, live_tokens, reload_backbone, reload_dataset
 from cspipe.finetune.load import choose_head, load_all, store_of_head
-from cspipe.finetune.run import predicted, run_finetune
+from cspipe.finetune.run import run_finetune
 from cspipe.headtrain import HeadSettings, load_head
 from cspipe.headtrain.evaluate import accuracy
 from cspipe.headtrain.rows import read_rows
@@ -65,8 +65,8 @@ def test_live_tokens_before_the_first_step_are_the_cached_ones_and_give_the_head
     judged = loaded.judged
     live = live_tokens(loaded.backbone, judged.images, judged.rows, torch.device("cpu"))
     torch.testing.assert_close(live, judged.cached_MD.float(), rtol=2e-3, atol=2e-3)
-    assert np.array_equal(predicted(loaded.head, live), predicted(loaded.head, judged.cached_MD))
-    assert accuracy(predicted(loaded.head, live), judged.label_M) == digits.head["results"][0]["accuracy"]
+    assert np.array_equal(loaded.head.predict(live), loaded.head.predict(judged.cached_MD))
+    assert accuracy(loaded.head.predict(live), judged.label_M) == digits.head["results"][0]["accuracy"]
 
 
 def test_the_run_folder_is_whole_and_its_json_valid(tuned, digits):
@@ -102,7 +102,7 @@ def test_the_model_directory_loads_in_plain_timm_and_with_its_head_gives_the_acc
     images = images_of_rows(store, "test", reload_dataset(store, None), backbone)
     tokens = live_tokens(replace(backbone, model=plain), images, np.arange(96), torch.device("cpu"))
     saved = load_head(directory / "head.safetensors")
-    right = accuracy(predicted(saved.head, tokens), store["test"].label())
+    right = accuracy(saved.head.predict(tokens), store["test"].label())
     assert right == tuned["accuracy_after"] == saved.card["accuracy"] == told["accuracy"]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cspipe.finetune.model import Joined
+from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.train import (
-    FinetuneSettings,
     TrainRows,
     learning_rate_share,
     logged,
