@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cspipe.extract.datasets import Dataset, ImageSplit
+from cspipe.extract.splits import Dataset, ImageSplit
 from cspipe.store.errors import MissingDataError
 
 Groups = list[tuple[int, list[Path]]]

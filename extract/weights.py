@@ -5,12 +5,14 @@ pickles are read with ``weights_only=True``.
 """
 
 import hashlib
+import re
 import threading
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cspipe.extract.specs import BackboneSpec
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
@@ -18,9 +20,10 @@ from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 if TYPE_CHECKING:
     import torch
 
-HUB_FILE = "model.safetensors"
+StateDict: TypeAlias = "dict[str, torch.Tensor]"
+
 HUB_SECONDS = 5.0
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,59 @@ def _within(seconds: float, call: Callable[[], str]) -> str:
     return answer[0]
 
 
-def _hub_commit(repo: str, revision: str | None) -> str:
+def hub_commit(repo: str, name: str, revision: str | None) -> str:
     """The commit that ``revision`` stands for, asked of the hub once, without its client's many retries."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    url = hf_hub_url(repo, HUB_FILE, revision=revision)
+    url = hf_hub_url(repo, name, revision=revision)
     return _within(HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=HUB_SECONDS).commit_hash or "main")
 
 
-def _from_hub(backbone: str, repo: str, revision: str | None) -> WeightsFile:
-    """The hub's file, downloaded once into the hub's own cache; without a connection, the cached copy."""
-    from huggingface_hub import hf_hub_download
+def hub_file(repo: str, names: Sequence[str], revision: str | None) -> Path:
+    """The first of these files that the repository has, downloaded into the hub's own cache.
 
-    try:
-        path = hf_hub_download(repo, HUB_FILE, revision=_hub_commit(repo, revision))
-    except Exception as error:  # the hub's client lets the errors of whatever transport it uses through
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    Without a connection, the first that the cache has. The folder that it lies in is named after the commit.
+
+    Raises:
+        MissingDataError: neither the hub nor the cache gives one; the message is the reason alone.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    reason = ""
+    for name in names:
         try:
-            path = hf_hub_download(repo, HUB_FILE, revision=revision, local_files_only=True)
+            return Path(hf_hub_download(repo, name, revision=hub_commit(repo, name, revision)))
+        except Exception as error:  # the hub's client lets the errors of whatever transport it uses through
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                reason = reason or shortened(error)
+                continue
+            reason = shortened(error)
+            break
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
         except (OSError, ValueError):
-            raise MissingDataError(
-                f"the weights of {backbone} are not on this machine and huggingface.co/{repo} does not give "
-                f"them ({reason}): check the connection and --revision, or download {HUB_FILE} elsewhere "
-                "and give it with --weights FILE"
-            ) from error
-    return WeightsFile(Path(path), file_sha256(Path(path)), f"huggingface.co/{repo}", Path(path).parent.name)
+            continue
+    raise MissingDataError(reason)
+
+
+def shortened(error: Exception) -> str:
+    """What an error says, on one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _from_hub(spec: BackboneSpec, repo: str, revision: str | None) -> WeightsFile:
+    """The hub's file of weights, or the cached one."""
+    try:
+        path = hub_file(repo, spec.hub_files, revision)
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"the weights of {spec.name} are not on this machine and huggingface.co/{repo} does not give "
+            f"them ({error}): check the connection and --revision, or download {' or '.join(spec.hub_files)} "
+            "elsewhere and give it with --weights FILE"
+        ) from error
+    return WeightsFile(path, file_sha256(path), f"huggingface.co/{repo}", path.parent.name)
 
 
 def find_weights(spec: BackboneSpec, path: Path | None, revision: str | None) -> WeightsFile:
@@ -119,35 +150,92 @@ def find_weights(spec: BackboneSpec, path: Path | None, revision: str | None) ->
     if path is None:
         if spec.hub_repo is None:
             raise MissingDataError(f"{spec.name} has no weights on the hub: give --weights FILE, and no --revision")
-        return _from_hub(spec.name, spec.hub_repo, revision or spec.revision)
+        return _from_hub(spec, spec.hub_repo, revision or spec.revision)
     if revision is not None:
         raise SettingError("--revision is of weights on the hub, --weights is a file: give one of the two")
     if not path.is_file():
         raise MissingDataError(f"no weights at {path}: give an existing file with --weights FILE")
-    if path.suffix not in _SUFFIXES:
+    if not path.name.endswith(_SUFFIXES):
         raise SettingError(f"{path.name} is no file of weights: --weights takes {', '.join(_SUFFIXES)}")
     return WeightsFile(path, file_sha256(path), f"file {path.name}", None)
 
 
-def read_weights(path: Path) -> "dict[str, torch.Tensor]":
+def _refuse_torchscript(path: Path) -> None:
+    """A TorchScript archive is a program: it is not run, though its file looks like one of weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            holds_code = any("code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return
+    if holds_code:
+        raise MismatchError(
+            f"{path} is a TorchScript archive, as OpenAI publishes CLIP: it holds code, which is not run. Give its "
+            "safetensors conversion with --weights FILE: open_clip_model.safetensors of huggingface.co/"
+            "timm/vit_base_patch32_clip_224.openai, timm/vit_base_patch16_clip_224.openai or "
+            "timm/vit_large_patch14_clip_224.openai"
+        )
+
+
+def unreadable(path: Path, error: Exception) -> MismatchError:
+    """The error for a file that cannot be read as weights; torch's own hint to read code all the same is left out."""
+    foreign = re.search(r"(?:GLOBAL|globals:) ([\w.]+)", str(error))
+    refused = "weights only" in str(error).lower().replace("_", " ")
+    reason = f"it holds {foreign[1]}" if foreign else "it is no file of tensors" if refused else shortened(error)
+    return MismatchError(
+        f"{path} cannot be read as weights ({reason}): give a whole .safetensors file, or a .pth of "
+        "tensors alone, with --weights FILE"
+    )
+
+
+def in_fp32(path: Path, state: dict[str, Any]) -> StateDict:
+    """The named tensors, floating-point ones in fp32.
+
+    Raises:
+        MismatchError: there are none, or other things among them.
+    """
+    import torch
+
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise MismatchError(f"{path} does not hold named tensors alone: give other weights with --weights FILE")
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def read_weights(path: Path) -> StateDict:
     """The named tensors of a file, floating-point ones in fp32.
 
-    timm's own reader takes off the wrappings of training checkpoints (``state_dict``, ``module.``).
+    timm's own reader takes off the wrappings of training checkpoints (``state_dict``, ``module.``); the prefix
+    ``network.`` of a fine-tuned backbone is taken off too.
 
     Raises:
         MismatchError: the file cannot be read, is cut short, holds code or no named tensors.
     """
-    import torch
     from timm.models import load_state_dict
 
+    _refuse_torchscript(path)
     try:
         state: dict[str, Any] = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # every reader has its own kinds of error for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise MismatchError(
-            f"{path} cannot be read as weights ({reason}): give a whole .safetensors file, or a .pth of "
-            "tensors alone, with --weights FILE"
-        ) from error
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise MismatchError(f"{path} does not hold named tensors alone: give other weights with --weights FILE")
-    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        raise unreadable(path, error) from error
+    if state and all(key.startswith("network.") for key in state):
+        state = {key.removeprefix("network."): value for key, value in state.items()}
+    return in_fp32(path, state)
+
+
+def differences(state: StateDict, want: StateDict) -> list[str]:
+    """What is missing, too much or of another shape, compared with the network's own tensors."""
+    wrong = [f"missing {key}" for key in want if key not in state]
+    wrong += [f"unexpected {key}" for key in state if key not in want]
+    return wrong + [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+        for key, tensor in want.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+
+
+def misfit(spec: BackboneSpec, file: WeightsFile, wrong: Sequence[str]) -> MismatchError:
+    """The error for weights of another network, naming the first of what is wrong."""
+    more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    return MismatchError(
+        f"{file.path} does not hold weights of {spec.name} ({spec.architecture}): "
+        f"{'; '.join(wrong[:4])}{more}. Give the file that belongs to {spec.name} with --weights FILE"
+    )

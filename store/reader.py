@@ -16,41 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cspipe.store import commits
-from cspipe.store.errors import DamageError, MissingDataError, SettingError, StoreError, unknown_name
-from cspipe.store.files import read_chunk_into
+from cspipe.store.chunks import read_chunk, room_for
+from cspipe.store.errors import DamageError, MissingDataError, StoreError, unknown_name
 from cspipe.store.layout import StoreKey
 from cspipe.store.meta import check_format, read_group
 from cspipe.store.table import Shape, read_array
+from cspipe.store.views import options_for, parse_view, rows_of_view, views_of
 
 _THREADS = 2
-
-
-def read_chunk(split: Path, chunk: int, rows: int, shape: Shape, out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Read the first ``rows`` rows of a chunk, checked against its own sum and its commit record.
-
-    Args:
-        split: the split's group.
-        chunk: number of the chunk.
-        rows: how many of its rows the split has.
-        shape: width, data type and chunk rows of the store.
-        out: contiguous `(rows, D)` array to read into, or None for a new one.
-
-    Returns:
-        `(rows, D)` tokens.
-
-    Raises:
-        StoreError: the file or its record is missing, damaged, or they do not belong together.
-    """
-    tokens = np.empty((rows, shape.width), shape.dtype) if out is None else out
-    path, first = commits.embedding_file(split, chunk), chunk * shape.per_chunk
-    record = commits.read_record(split, chunk)
-    if record is None:
-        raise DamageError(commits.commit_file(split, chunk), "the commit record is missing or damaged")
-    rest = np.empty((shape.per_chunk - rows, shape.width), shape.dtype)
-    crc = read_chunk_into(path, tokens, rest)
-    if record != (first, first + rows, crc):
-        raise DamageError(path, f"chunk {chunk} is not the one its commit record names")
-    return tokens
 
 
 @dataclass(frozen=True)
@@ -127,13 +100,7 @@ class Split:
             StoreError: a chunk is damaged; the message names its file.
         """
         good = np.ones(self.rows, np.bool_) if all_rows else self._good
-        wanted = (int(good.sum()), self.shape.width)
-        if out is None:
-            out = np.empty(wanted, self.shape.dtype)
-        elif out.shape != wanted or out.dtype != self.shape.dtype or not out.flags.writeable:
-            raise SettingError(
-                f"out is a writable {wanted} array of {self.shape.dtype} here; got {out.shape} {out.dtype}"
-            )
+        out = room_for(int(good.sum()), self.shape, out)
         jobs = self._jobs(good, out)
         with ThreadPoolExecutor(_THREADS) as pool:
             for done in [pool.submit(job) for job in jobs]:
@@ -234,9 +201,19 @@ class Store:
         return [str(name) for name in self.provenance.get("class_names") or []]
 
     @property
-    def splits(self) -> list[str]:
-        """Names of the splits, finished or not."""
+    def names(self) -> list[str]:
+        """Names of everything there is to read: the data set's splits and views of them, finished or not."""
         return sorted(path.parent.name for path in self.path.glob("*/zarr.json"))
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the data set's own splits, finished or not."""
+        names = self.names
+        return [name for name in names if parse_view(name, names) is None]
+
+    def views(self, split: str) -> list[str]:
+        """Names of the finished views of a split, by augmentation, then by number."""
+        return [name for name in views_of(split, self.names) if self.split_attributes(name)["complete"]]
 
     @property
     def shape(self) -> Shape:
@@ -244,12 +221,12 @@ class Store:
         return Shape(self.width, str(self.attributes["dtype"]), int(self.attributes["chunk_rows"]))
 
     def split_attributes(self, split: str) -> dict[str, Any]:
-        """Attributes of a split, finished or not.
+        """Attributes of a split or a view, finished or not.
 
         Raises:
             UnknownNameError: there is no such split.
         """
-        if split not in self.splits:
+        if split not in self.names:
             raise unknown_name("split", split, self.splits)
         return read_group(self.path / split)
 
@@ -258,7 +235,7 @@ class Store:
         return commits.progress(self.path / split, int(self.split_attributes(split)["rows"]), self.shape)
 
     def __getitem__(self, split: str) -> Split:
-        """A finished split.
+        """A finished split or view.
 
         Raises:
             UnknownNameError: there is no such split.
@@ -272,6 +249,36 @@ class Store:
                 "run the same cspipe extract again"
             )
         return Split(self.path / split, attributes, self.shape)
+
+    def view_embedding(self, split: str, view: str, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Tokens of a view, row by row those of the images of ``store[split].embedding()``.
+
+        Args:
+            split: name of a split.
+            view: one of ``views(split)``.
+            out: as for :meth:`Split.embedding`.
+
+        Returns:
+            ``out``, or a new `(N, D)` array in the stored type.
+
+        Raises:
+            UnknownNameError: there is no such split or view.
+            StoreError: the view lacks some row of the split; the message names the command that makes it.
+        """
+        own, known = self[split], views_of(split, self.names)
+        if view not in known:
+            raise unknown_name(f"view of {split}", view, known)
+        held, wanted = self[view], own.sha256()
+        row = rows_of_view(wanted, held.sha256())
+        if row is None:
+            return held.embedding(out)
+        if (row < 0).any():
+            raise StoreError(
+                f"{self.path}: {int((row < 0).sum())} of {len(row)} rows of {split} are not in its view {view}: run "
+                f"cspipe extract {self.backbone} {self.dataset} {options_for(view, known)} with the store's options"
+            )
+        result = room_for(len(row), self.shape, out)
+        return np.take(held.embedding(), row, axis=0, out=result, mode="clip")
 
 
 def open_store(path: Path | str) -> Store:

@@ -1,14 +1,13 @@
 """Named data sets from tiny files in the published format, and folders of a user's own."""
 
 import gzip
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cspipe.extract.datasets import DATASETS, load_dataset
-from cspipe.extract.mnist import draw_stripes, stripes_mask
+from cspipe.extract.splits import array_split, joined
 from cspipe.store.errors import MissingDataError, SettingError, UnknownNameError
 
 
@@ -90,33 +89,6 @@ def test_images_and_labels_of_different_releases_are_refused(mnist_dir, idx):
         load_dataset("mnist", data_dir=mnist_dir)
 
 
-def test_both_colours_have_the_same_stripes_over_the_same_digit(mnist_dir):
-    plain, white, yellow = (
-        load_dataset(name, data_dir=mnist_dir).splits["train"].load(3)
-        for name in ("mnist", "mnist-white-stripes", "mnist-yellow-stripes")
-    )
-    geometry = draw_stripes(0, "train", 3)
-    mask = stripes_mask(28, 28, geometry.width, geometry.angle, geometry.spacing)
-    assert 0.1 < mask.mean() < 0.7
-    assert np.all(white[mask] == (255, 255, 255))
-    assert np.all(yellow[mask] == (255, 165, 79))
-    for striped in (white, yellow):
-        assert np.array_equal(striped[~mask], np.repeat(plain[~mask][:, None], 3, axis=1))
-
-
-def test_stripes_depend_on_seed_split_and_image_alone():
-    assert draw_stripes(0, "train", 5) == draw_stripes(0, "train", 5)
-    others = [draw_stripes(1, "train", 5), draw_stripes(0, "test", 5), draw_stripes(0, "train", 6)]
-    assert all(other != draw_stripes(0, "train", 5) for other in others)
-
-
-def test_stripes_are_upright_at_0_degrees_flat_at_90_and_cover_width_over_spacing():
-    upright = stripes_mask(12, 36, 3.0, 0.0, 9.0)
-    assert np.array_equal(upright, np.broadcast_to(upright[0], upright.shape))
-    assert np.array_equal(stripes_mask(36, 12, 3.0, 90.0, 9.0), upright.T)
-    assert stripes_mask(90, 90, 3.0, -41.45, 9.0).mean() == pytest.approx(1 / 3, abs=0.02)
-
-
 def picture(path, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), (value, 0, 0)).save(path)
@@ -174,12 +146,39 @@ def test_a_folder_without_classes_shows_the_layout(tmp_path):
 def test_a_name_that_is_neither_data_set_nor_folder_names_the_nearest_and_mentions_folders(tmp_path):
     with pytest.raises(UnknownNameError, match=r"did you mean 'mnist'.*folder of images works too"):
         load_dataset("mnits")
-    with pytest.raises(MissingDataError, match="no folder at"):
+    with pytest.raises(MissingDataError, match="nothing at"):
         load_dataset(tmp_path / "gone")
 
 
-def test_the_registry_names_every_data_set_by_its_own_name(mnist_dir):
+def test_the_registry_names_every_data_set_by_its_own_name_and_says_what_is_known():
     for name, spec in DATASETS.items():
         assert spec.name == name
-        assert load_dataset(name, data_dir=mnist_dir).name == name
-    shutil.rmtree(mnist_dir)
+        assert min(spec.train, spec.test, spec.classes, spec.side_px) > 0
+        assert spec.where and spec.words
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+def test_an_empty_folder_is_told_with_the_files_that_belong_there(tmp_path, name):
+    with pytest.raises(MissingDataError, match="--data-dir takes a folder with") as caught:
+        load_dataset(name, data_dir=tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_kind_names_the_kinds_that_are_read(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"")
+    with pytest.raises(SettingError, match=r"a folder of images, a \.csv, a \.npz, a \.tar, or hf:OWNER/NAME"):
+        load_dataset(tmp_path / "pets.zip")
+
+
+def test_joined_lists_ask_each_part_for_its_own_numbers():
+    asked = []
+
+    def part(name, count):
+        labels = np.zeros(count, np.int64)
+        return array_split(name, labels, lambda i: asked.append((name, i)) or b"")
+
+    whole = joined([part("a", 2), part("b", 0), part("c", 3)])
+    for image in range(len(whole)):
+        whole.load(image)
+    assert asked == [("a", 0), ("a", 1), ("c", 0), ("c", 1), ("c", 2)]
+    assert (whole.name, whole.paths[2]) == ("a", "c/00000")

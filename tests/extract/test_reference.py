@@ -7,12 +7,55 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image, load_sample_images
 
-from cspipe.extract.backbones import load_backbone
+from cspipe.extract import timm_models
+from cspipe.extract.backbones import BACKBONES, load_backbone
 from cspipe.extract.datasets import load_dataset
 from cspipe.extract.images import decode, normalise, to_uint8
 from cspipe.extract.run import evenly_spaced, extract
 from cspipe.extract.weights import find_weights, read_weights
 from cspipe.store.reader import open_store
+
+SIZES = [(50, 37), (37, 51), (224, 224), (500, 301), (9, 14), (1, 3)]
+
+
+@pytest.mark.parametrize("name", [name for name, spec in BACKBONES.items() if spec.family in ("timm", "radio")])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_equal_timms_own_transform(name, mode):
+    spec = BACKBONES[name]
+    side = {"lite0": 112, "dinov2-s": 98}.get(name, 224)
+    with torch.device("meta"):
+        network = timm_models.build(spec, side)
+    ours = timm_models.timm_preprocessing(spec, network, side)
+    config = timm.data.resolve_data_config(
+        {"input_size": (3, side, side)}, pretrained_cfg=timm.get_pretrained_cfg(spec.architecture).to_dict()
+    )
+    if name == "lite0":
+        config |= {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    theirs = timm.data.create_transform(**config, is_training=False)
+    for width, height in SIZES:
+        shape = (height, width, 3) if mode == "RGB" else (height, width)
+        image = np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+        pixels = torch.from_numpy(to_uint8(decode(image), ours.geometry).copy())[None]
+        want = theirs(Image.fromarray(image).convert("RGB"))
+        assert torch.equal(normalise(pixels, ours.mean, ours.std)[0], want), (width, height)
+
+
+@pytest.mark.parametrize("size", [(50, 37), (301, 200)])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "1", "LA", "I;16", "CMYK"])
+def test_pictures_of_every_mode_reach_timms_pixels_as_8_bit_colours(tiny, tiny_weights, tmp_path, size, mode):
+    grey = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+    source = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    image = source if mode == "I;16" else source.convert("RGB").convert(mode)
+    file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(file)
+    backbone = load_backbone(tiny, weights=tiny_weights)
+    pixels = torch.from_numpy(to_uint8(decode(file.read_bytes()), backbone.geometry).copy())[None]
+    config = timm.data.resolve_data_config(
+        {"input_size": (3, 32, 32)}, pretrained_cfg=timm.get_pretrained_cfg("test_vit").to_dict()
+    )
+    plain = Image.fromarray(grey) if mode == "I;16" else image
+    want = timm.data.create_transform(**config, is_training=False)(plain.convert("RGB"))
+    assert torch.equal(normalise(pixels, backbone.mean, backbone.std)[0], want)
 
 
 def classifier_of(backbone):
