@@ -41,16 +41,16 @@ def affine(pixels_3HW: torch.Tensor, random: np.random.Generator) -> torch.Tenso
     """Turned by up to 15 degrees, scaled by 0.85 to 1.15, shifted by up to 12 % and sheared by up to 8.5 degrees."""
     height, width = pixels_3HW.shape[-2:]
     shift_x, shift_y = random.uniform(-0.12, 0.12, 2) * (width, height)
+    border_3 = torch.tensor(border_colour(pixels_3HW)).reshape(3, 1, 1)
     moved: torch.Tensor = F.affine(
-        pixels_3HW,
+        pixels_3HW.float() - border_3,
         angle=float(random.uniform(-15, 15)),
         translate=[float(shift_x), float(shift_y)],
         scale=float(random.uniform(0.85, 1.15)),
         shear=random.uniform(-8.5, 8.5, 2).tolist(),
         interpolation=InterpolationMode.BILINEAR,
-        fill=border_colour(pixels_3HW),
     )
-    return moved
+    return (moved + border_3).round().clamp(0, 255).to(torch.uint8)
 
 
 def photometric(pixels_3HW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:

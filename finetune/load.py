@@ -15,7 +15,9 @@ from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens,
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.train import TrainRows
 from cspipe.headtrain import runs as run_folders
-from cspipe.headtrain.heads import Head, HeadTask, SavedHead, fit_heads, load_head
+from cspipe.headtrain.headfile import SavedHead, load_head
+from cspipe.headtrain.chunked import resident
+from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
@@ -121,6 +123,7 @@ def load_all(
     """Backbone, images and rows, checked against the store and the head."""
     dev_rows = int(saved.card.get("dev_rows", 0))
     rows = read_rows(store.path, dev_rows=dev_rows)
+    token_ND = resident(rows.token_ND, "fine-tuning")
     backbone = reload_backbone(store, weights=weights, device=device)
     dataset = reload_dataset(store, data_dir)
     images = images_of_rows(store, "train", dataset, backbone)
@@ -138,13 +141,13 @@ def load_all(
         folds = min(HELD_FOLDS, int(np.bincount(rows.label_N[labelled]).min()))  # two of each class at least
         held = labelled[labelled_folds(rows.label_N[labelled], folds, settings.split_seed)[0]]
         labelled, every = np.setdiff1d(labelled, held), np.setdiff1d(every, held)
-        head = refit(saved, rows.token_ND, rows.label_N, labelled, every, device)
-        judged = Judged(images, held, rows.token_ND[torch.from_numpy(held)], rows.label_N[held])
+        head = refit(saved, token_ND, rows.label_N, labelled, every, device)
+        judged = Judged(images, held, token_ND[torch.from_numpy(held)], rows.label_N[held])
     if settings.limit is not None and settings.limit < len(every):
         room = max(settings.batch, settings.limit - len(labelled))
         chosen = np.linspace(0, len(every) - 1, min(room, len(every))).round().astype(np.int64)
         every = np.union1d(every[chosen], labelled)
-    train_rows = TrainRows(images, rows.token_ND, torch.from_numpy(rows.label_N), labelled, every)
+    train_rows = TrainRows(images, token_ND, torch.from_numpy(rows.label_N), labelled, every)
     return Loaded(saved, head, rows.row_id_N[labelled], store, backbone, train_rows, judged, rows.class_names)
 
 

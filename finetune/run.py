@@ -22,7 +22,8 @@ from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.train import DRIFT, Parts, train
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import accuracy, confusion
-from cspipe.headtrain.heads import Head, save_head
+from cspipe.headtrain.headfile import save_head
+from cspipe.headtrain.heads import Head
 from cspipe.headtrain.run import provenance
 from cspipe.store.errors import unknown_name
 

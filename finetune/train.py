@@ -23,9 +23,11 @@ from cspipe.finetune.images import RowImages, live_tokens, to_batch
 from cspipe.finetune.model import Joined
 from cspipe.finetune.regularisers import REGULARISERS
 from cspipe.finetune.settings import FinetuneSettings
+from cspipe.headtrain.batches import draw_prior
+from cspipe.headtrain.objective import critic_losses, objective, total
 from cspipe.headtrain.runs import write_metrics
 from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.train import apply_gradients, critic_losses, draw_prior, objective, total
+from cspipe.headtrain.train import apply_gradients
 from cspipe.store.errors import StoreError
 
 Ints = NDArray[np.int64]
@@ -123,7 +125,7 @@ def train_step(
     for name, weight in settings.regularisers.items():
         terms[name] = REGULARISERS[name](live_BD=live_XD, cached_BD=cached_XD)
         loss = loss + weight * terms[name]
-    apply_gradients(loss, made["main"], clip=1.0)
+    apply_gradients(loss, made["main"], clip=1.0, again="critics" in made)
     told = {name: value.detach().reshape(()) for name, value in terms.items()} | {"total": loss.detach()}
     if "critics" in made:
         judged = critic_losses(model.stack, samples, real_samples(parts, cached_XD[labelled:], generator))

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cspipe.headtrain.estimator import ContentStyleClassifier
-    from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads, load_head
+    from cspipe.headtrain.headfile import load_head
+    from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
     from cspipe.headtrain.settings import HeadSettings
 
 __all__ = ["ContentStyleClassifier", "Fit", "Head", "HeadSettings", "HeadTask", "fit_heads", "load_head"]
 
 if not TYPE_CHECKING:
-    PLACES = {"ContentStyleClassifier": "estimator", "HeadSettings": "settings"}
+    PLACES = {"ContentStyleClassifier": "estimator", "HeadSettings": "settings", "load_head": "headfile"}
 
     def __getattr__(name: str) -> object:
         """Loads a name when it is first asked for: settings come without torch, heads without scikit-learn."""

@@ -5,7 +5,7 @@ Tokens come standardised with the statistics of the unlabelled training rows, as
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -21,7 +21,15 @@ Ints = NDArray[np.int64]
 ROWS_FOR_CHOOSING_C = 2000
 
 
-def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int, scoring: str = "accuracy") -> Floats:
+def logistic(
+    token_LD: Floats,
+    label_L: Ints,
+    token_MD: Floats,
+    *,
+    classes: int,
+    scoring: str = "accuracy",
+    view_VLD: Sequence[Floats] = (),
+) -> Floats:
     """Multinomial logistic regression with an L2 penalty, C chosen by cross-validation among the labelled rows.
 
     The optimum lies in the span of the labelled rows, so with fewer rows than dimensions it is solved in that
@@ -30,6 +38,8 @@ def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int,
     Args:
         token_LD: labelled rows. label_L: their classes. token_MD: rows to predict. classes: K.
         scoring: what C is chosen by: `accuracy`, or `neg_log_loss` where the probabilities are to be calibrated.
+        view_VLD: augmented views of the labelled rows, which are learned beside them; C is chosen without them, since
+            a held-out row's views would tell its class, and divided by the rows there are of each image.
 
     Returns:
         Class probabilities `(M, K)`.
@@ -41,13 +51,15 @@ def logistic(token_LD: Floats, label_L: Ints, token_MD: Floats, *, classes: int,
     if len(np.unique(label_L)) == 1:
         probability_MK[:, label_L[0]] = 1
         return probability_MK
-    if len(token_LD) < token_LD.shape[1]:
-        span_DR = np.linalg.svd(token_LD, full_matrices=False)[2].T
-        token_LD, token_MD = token_LD @ span_DR, token_MD @ span_DR
+    known, every_LD = len(token_LD), np.concatenate([token_LD, *view_VLD])
+    if len(every_LD) < every_LD.shape[1]:
+        span_DR = np.linalg.svd(every_LD, full_matrices=False)[2].T
+        every_LD, token_MD = every_LD @ span_DR, token_MD @ span_DR
+    copies = 1 + len(view_VLD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        strength = choose_c(token_LD, label_L, scoring=scoring)
-        model = LogisticRegression(C=strength, max_iter=300).fit(token_LD, label_L)
+        strength = choose_c(every_LD[:known], label_L, scoring=scoring) / copies
+        model = LogisticRegression(C=strength, max_iter=300).fit(every_LD, np.tile(label_L, copies))
     probability_MK[:, model.classes_] = model.predict_proba(token_MD)
     return probability_MK
 
@@ -126,7 +138,8 @@ def label_propagation(given: Given) -> Floats:
 
 
 BASELINES: Mapping[str, Callable[[Given], Floats]] = MappingProxyType({
-    "logistic": lambda given: logistic(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes),
+    "logistic": lambda given: logistic(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes,
+                                       view_VLD=given.view_VLD),
     "knn": lambda given: knn(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes),
     "label-propagation": label_propagation,
     "self-training": self_training,

@@ -1,6 +1,6 @@
 """The content-style head as a scikit-learn classifier.
 
-Legend: `N` rows, `L` labelled rows, `M` held-out labelled rows, `D` width, `K` classes, `S` style.
+Legend: `N` rows, `L` labelled rows, `D` width, `K` classes, `S` style.
 """
 
 from collections.abc import Mapping
@@ -14,26 +14,23 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from cspipe.headtrain.calibration import best_temperature, held_out, without
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
-from cspipe.headtrain.settings import ContentTerm, HeadSettings, Prior, method_settings
+from cspipe.headtrain.settings import ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
 from cspipe.store.errors import SettingError
-from cspipe.store.split import labelled_folds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 DTYPES = (np.float64, np.float32, np.float16)
 LARGEST = 1e15
-HELD_OUT_SHARE = 4
-HELD_OUT_LEAST = 10
 
 EXPECTED_FAILED_CHECKS: Mapping[str, str] = MappingProxyType({
     "check_classifiers_classes": "fits labels {-1, 1} as two classes; here -1 marks unlabelled rows (scikit-learn "
@@ -60,8 +57,9 @@ class ContentStyleClassifier(
     `classes_`.
 
     Args:
-        components, hidden, style, content_term, lambda_c, lambda_s, lambda_y, lambda_yy, entropy_weight, prior,
-            prior_given, steps, batch, labelled_batch, lr, lr_end: see `HeadSettings`, whose defaults they have.
+        components, scale_floor, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y, lambda_yy,
+            lambda_mix, mix_temperature, entropy_weight, prior, prior_given, steps, batch, labelled_batch, lr, lr_end:
+            see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
             is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.5),
@@ -102,13 +100,17 @@ class ContentStyleClassifier(
         self,
         *,
         components: int = HeadSettings.components,
+        scale_floor: float = HeadSettings.scale_floor,
         hidden: int = HeadSettings.hidden,
         style: int = HeadSettings.style,
         content_term: ContentTerm = HeadSettings.content_term,
+        style_term: StyleTerm = HeadSettings.style_term,
         lambda_c: float = HeadSettings.lambda_c,
         lambda_s: float = HeadSettings.lambda_s,
         lambda_y: float = HeadSettings.lambda_y,
         lambda_yy: float = HeadSettings.lambda_yy,
+        lambda_mix: float = HeadSettings.lambda_mix,
+        mix_temperature: float = HeadSettings.mix_temperature,
         entropy_weight: float = HeadSettings.entropy_weight,
         prior: Prior = HeadSettings.prior,
         prior_given: tuple[float, ...] = HeadSettings.prior_given,
@@ -121,8 +123,9 @@ class ContentStyleClassifier(
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:
-        self.components, self.hidden, self.style = components, hidden, style
-        self.content_term, self.entropy_weight = content_term, entropy_weight
+        self.components, self.scale_floor, self.hidden, self.style = components, scale_floor, hidden, style
+        self.content_term, self.style_term, self.entropy_weight = content_term, style_term, entropy_weight
+        self.lambda_mix, self.mix_temperature = lambda_mix, mix_temperature
         self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy = lambda_c, lambda_s, lambda_y, lambda_yy
         self.prior, self.prior_given = prior, prior_given
         self.steps, self.batch, self.labelled_batch = steps, batch, labelled_batch
@@ -170,6 +173,10 @@ class ContentStyleClassifier(
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Calibrated class probabilities `(N, K)`, columns in the order of `classes_`."""
         return np.asarray(softmax(self._encode(X)[0] / self.temperature_, axis=1))
+
+    def abstain(self, X: ArrayLike, *, below: float = 0.9) -> NDArray[np.bool_]:
+        """Rows `(N,)` whose likeliest class has a calibrated probability under `below`: better shown to a person."""
+        return np.asarray(self.predict_proba(X).max(1) < below)
 
     def transform(self, X: ArrayLike) -> Floats:
         """Style `(N, S)`: what varies within the classes."""
@@ -263,38 +270,9 @@ def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: Head
     )  # fmt: skip
 
 
-def held_out(label_L: Ints, seed: int) -> Ints:
-    """Positions `(M,)` of a stratified quarter of the labelled rows; none where that is fewer than ten.
-
-    A class's only row stays: a head that never saw the class cannot judge it.
-    """
-    spare = np.flatnonzero(np.bincount(label_L)[label_L] >= 2)
-    if len(spare) < HELD_OUT_LEAST * HELD_OUT_SHARE:
-        return np.empty(0, np.int64)
-    return np.take(spare, labelled_folds(label_L[spare], HELD_OUT_SHARE, seed)[0])
-
-
-def without(task: HeadTask, rows: Ints) -> HeadTask:
-    """The same task for a head that sees nothing of these rows, their tokens neither."""
-    return HeadTask(np.setdiff1d(task.labelled, rows), np.setdiff1d(task.unlabelled, rows), task.seed, task.prior_K)
-
-
 def for_prediction(head: Head) -> Head:
     """The head on the CPU in double precision."""
     old = head.projection
     basis_DP = None if old.basis_DP is None else old.basis_DP.cpu().double()
     projection = Projection(old.mean_D.cpu().double(), old.scale_D.cpu().double(), basis_DP)
     return Head(deepcopy(head.stack).cpu().double().eval(), projection, head.settings)
-
-
-def best_temperature(logits_MK: Floats, label_M: Ints) -> float:
-    """The temperature, 1 or more, that makes the labels likeliest, with log T ~ N(0, 1/4) beforehand.
-
-    Temperature scaling is Guo et al.'s (arXiv 1706.04599); prior and bound are ours: rows all right would ask for 0.
-    """
-
-    def cost(log_t: float) -> float:  # negative log posterior in nats
-        told_MK = log_softmax(logits_MK / np.exp(log_t), axis=1)
-        return float(2 * log_t**2 - told_MK[np.arange(len(label_M)), label_M].sum())
-
-    return float(np.exp(minimize_scalar(cost, bounds=(0, 4), method="bounded").x))

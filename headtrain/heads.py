@@ -1,29 +1,28 @@
-"""Trained heads: fitting many at once, using one, keeping one in a file.
+"""Trained heads: fitting many at once, using one.
 
 Legend: `N` rows, `D` token width, `K` classes, `S` style, `H` heads.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from cspipe.headtrain.batches import Pools, Table
+from cspipe.headtrain.chunked import ChunkedTokens, Tokens
 from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.objective import critics_in_use
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.train import Pools, critics_in_use, train_heads
-from cspipe.store.errors import MismatchError, MissingDataError, SettingError
+from cspipe.headtrain.streaming import streamed_table
+from cspipe.headtrain.train import train_heads
+from cspipe.store.errors import SettingError
 
 ROWS_AT_ONCE = 4096
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -81,58 +80,110 @@ class Fit:
 
 
 def fit_heads(
-    token_ND: Tensor,
+    token_ND: Tokens,
     label_N: Tensor,
     tasks: Sequence[HeadTask],
     settings: HeadSettings,
     *,
     classes: int,
+    view_VND: Sequence[Tokens] = (),
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
 ) -> Fit:
     """Trains one content-style head a task, all at once.
 
     Args:
-        token_ND: stored tokens of any float type.
+        token_ND: stored tokens of any float type, in memory, or in their store (then all tasks look at all rows).
         label_N: classes; only the entries that a task names as labelled are looked at.
         tasks: rows and seed of each head.
         settings: shared by all heads.
         classes: K.
+        view_VND: tokens of augmented views of the same rows, `(N, D)` each, kept where those of the rows are.
         device: where tables and heads live.
         on_step: called with the number of steps done, some fifty times.
 
     Raises:
-        SettingError: a task without labelled rows or with a label outside 0..K-1, or without unlabelled rows.
+        SettingError: a task without labelled rows or with a label outside 0..K-1, or without unlabelled rows;
+            tokens in their store and a task that may not look at all of them, or too low a memory limit.
+        StoreError: tokens in their store are damaged.
     """
     for task in tasks:
         check_task(task, label_N, classes)
-    pools_seen, group = group_tasks(tasks)
-    projections: list[Projection] = []
-    tables: list[Tensor] = []
-    offsets: list[int] = []
-    for rows in pools_seen:
-        pool_ND = token_ND if len(rows) == len(token_ND) else token_ND[torch.from_numpy(rows)]
-        projections.append(fit_projection(pool_ND, settings.components, device=device))
-        offsets.append(sum(len(table) for table in tables))
-        tables.append(projections[-1].rows(pool_ND))
-    label_T = torch.cat([label_N[torch.from_numpy(rows)] for rows in pools_seen]).to(device)
-    unlabelled = [torch.arange(len(pools_seen[g]), device=device) + offsets[g] for g in group]
-    labelled = [
-        torch.from_numpy(np.searchsorted(pools_seen[g], task.labelled)).to(device) + offsets[g]
-        for g, task in zip(group, tasks, strict=True)
-    ]
+    view_VND = view_VND[: settings.views]
     prior_HK = torch.stack([torch.full((classes,), 1 / classes) if task.prior_K is None
                             else torch.from_numpy(task.prior_K).float() for task in tasks])  # fmt: skip
     seeds = [task.seed for task in tasks]
-    stack = ContentStyle(
-        width=projections[0].width, classes=classes, style=settings.style, hidden=settings.hidden,
-        critics=critics_in_use(settings), seeds=seeds,
-    ).to(device)  # fmt: skip
-    pools = Pools(labelled, unlabelled, prior_HK.to(device))
-    table_TP = tables[0] if len(tables) == 1 else torch.cat(tables)
-    history = train_heads(stack, table_TP, label_T, pools, settings, seeds=seeds, on_step=on_step)
-    heads = [Head(stack.one(h), projections[g], settings) for h, g in enumerate(group)]
+    opened: AbstractContextManager[Table]
+    if isinstance(token_ND, ChunkedTokens):
+        parts = [token_ND, *(view for view in view_VND if isinstance(view, ChunkedTokens))]
+        opened = streamed_table(
+            parts, label_N, [task.labelled for task in tasks], [task.unlabelled for task in tasks], settings,
+            seed=seeds[0], device=device,
+        )  # fmt: skip
+    else:
+        resident = [view for view in view_VND if isinstance(view, Tensor)]
+        opened = nullcontext(table_of_tasks(token_ND, label_N, resident, tasks, settings, device))
+    with opened as table:
+        stack = ContentStyle(
+            width=table.projections[0].width, classes=classes, style=settings.style, hidden=settings.hidden,
+            critics=critics_in_use(settings), seeds=seeds,
+        ).to(device)  # fmt: skip
+        pools = Pools(table.labelled, table.unlabelled, prior_HK.to(device), len(view_VND))
+        history = train_heads(
+            stack, table.table_TP, table.label_T, pools, settings, seeds=seeds, on_step=on_step,
+            before_step=table.renew,
+        )  # fmt: skip
+    heads = [Head(stack.one(h), table.projections[g], settings) for h, g in enumerate(table.group)]
     return Fit(heads, history)
+
+
+def table_of_tasks(
+    token_ND: Tensor,
+    label_N: Tensor,
+    view_VND: Sequence[Tensor],
+    tasks: Sequence[HeadTask],
+    settings: HeadSettings,
+    device: torch.device | str,
+) -> Table:
+    """All rows that the tasks look at, projected; tasks that look at the same rows share them."""
+    pools, group = group_tasks(tasks)
+    projections, table_TP = resident_table(token_ND, view_VND, pools, settings, device)
+    offsets = np.cumsum([0, *map(len, pools)]).tolist()
+    label_T = torch.cat([label_N[torch.from_numpy(rows)] for rows in pools]).to(device)
+    unlabelled = [torch.arange(len(pools[g]), device=device) + offsets[g] for g in group]
+    labelled = [
+        torch.from_numpy(np.searchsorted(pools[g], task.labelled)).to(device) + offsets[g]
+        for g, task in zip(group, tasks, strict=True)
+    ]
+    return Table(projections, group, table_TP, label_T, labelled, unlabelled)
+
+
+def resident_table(
+    token_ND: Tensor,
+    view_VND: Sequence[Tensor],
+    pools: Sequence[NDArray[np.int64]],
+    settings: HeadSettings,
+    device: torch.device | str,
+) -> tuple[list[Projection], Tensor]:
+    """One projection a pool of rows, fitted on its clean rows, and the table that training looks at.
+
+    The table holds the clean rows of all pools, then their first view, and so on: `(T (V + 1), P)`.
+    """
+    projections: list[Projection] = []
+    table_TP = torch.empty(0)
+    starts = np.cumsum([0, *map(len, pools)]).tolist()
+    for start, rows in zip(starts, pools, strict=False):
+        whole, at = len(rows) == len(token_ND), torch.from_numpy(rows)
+        pool_ND = token_ND if whole else token_ND[at]
+        projection = fit_projection(pool_ND, settings.components, scale_floor=settings.scale_floor, device=device)
+        if not projections:
+            table_TP = torch.empty(starts[-1] * (1 + len(view_VND)), projection.width, device=device)
+        for number, view_ND in enumerate([pool_ND, *view_VND]):
+            part_ND = view_ND if whole or number == 0 else view_ND[at]
+            first = starts[-1] * number + start
+            table_TP[first : first + len(rows)] = projection.rows(part_ND)
+        projections.append(projection)
+    return projections, table_TP
 
 
 def check_task(task: HeadTask, label_N: Tensor, classes: int) -> None:
@@ -162,81 +213,3 @@ def group_tasks(tasks: Sequence[HeadTask]) -> tuple[list[NDArray[np.int64]], lis
             pools.append(rows)
         group.append(number[key])
     return pools, group
-
-
-def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: Mapping[str, Any]) -> None:
-    """Writes one head as safetensors, atomically.
-
-    Args:
-        path: the file.
-        head: what to keep.
-        labelled_row_id: the store's row ids of the labelled rows it was trained with.
-        card: JSON facts that belong to it: method, store key, backbone, dataset, class names, split.
-    """
-    tensors = {f"stack.{name}": value.detach().cpu().contiguous() for name, value in head.stack.state_dict().items()}
-    tensors |= {
-        "projection.mean": head.projection.mean_D.cpu(),
-        "projection.scale": head.projection.scale_D.cpu(),
-    }
-    if head.projection.basis_DP is not None:
-        tensors["projection.basis"] = head.projection.basis_DP.cpu().contiguous()
-    tensors["labelled_row_id"] = torch.from_numpy(np.ascontiguousarray(labelled_row_id))
-    shape = {"classes": head.stack.classes, "width": head.stack.width}
-    facts = {"format": FORMAT, "settings": asdict(head.settings), "shape": shape, **card}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"cspipe": json.dumps(facts, allow_nan=False)})
-    partial.replace(path)
-
-
-@dataclass(frozen=True)
-class SavedHead:
-    """A head from a file with what was recorded beside it."""
-
-    head: Head
-    labelled_row_id: NDArray[np.int64]
-    card: dict[str, Any]
-    path: Path
-
-
-def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
-    """Reads a head file.
-
-    Raises:
-        MissingDataError: there is no such file.
-        MismatchError: the file is not a head of this program.
-    """
-    if not path.is_file():
-        raise MissingDataError(f"no head at {path}. Train one with cspipe head, or name another run.")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["cspipe"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise MismatchError(f"{path} is not a head written by cspipe head ({error}).") from error
-    if facts.get("format") != FORMAT:
-        raise MismatchError(f"{path} has head format {facts.get('format')}; this version reads format {FORMAT}.")
-    try:
-        head = build_head(facts, tensors, device)
-        return SavedHead(head, tensors["labelled_row_id"].numpy(), facts, path)
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise MismatchError(
-            f"{path} does not hold a whole head ({reason}). Train it again with cspipe head."
-        ) from error
-
-
-def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
-    """A head from what its file says and holds."""
-    settings = HeadSettings(**facts["settings"] | {"prior_given": tuple(facts["settings"]["prior_given"])})
-    stack = ContentStyle(
-        width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
-        hidden=settings.hidden, critics=critics_in_use(settings), seeds=[0],
-    )  # fmt: skip
-    weights = {name.removeprefix("stack."): t for name, t in tensors.items() if name.startswith("stack.")}
-    stack.load_state_dict(weights)
-    basis = tensors.get("projection.basis")
-    projection = Projection(
-        tensors["projection.mean"].to(device), tensors["projection.scale"].to(device),
-        None if basis is None else basis.to(device),
-    )  # fmt: skip
-    return Head(stack.to(device).eval(), projection, settings)

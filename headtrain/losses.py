@@ -5,10 +5,12 @@
 | symbol        | function                                                                          |
 |---------------|-----------------------------------------------------------------------------------|
 | L_c           | `content_cross_entropy`                                                           |
-| D_c           | `adversarial` on the content discriminator, or `content_prior_divergence`         |
-| D_s           | `adversarial` on the style discriminator                                          |
+| D_c           | `adversarial` on the content discriminator, or in closed form (ours):             |
+|               | `content_marginal_kl` plus a weight times `content_entropy`                       |
+| D_s           | `adversarial` on the style discriminator, `gaussian_kl` or `mmd`                  |
 | D_y           | `adversarial` on the token discriminator                                          |
 | L_y           | `token_reconstruction`                                                            |
+| L_mix         | `interpolation` (ours)                                                            |
 | discriminator | `discriminator_loss`; its logit estimates log prior/model, `density_ratio_kl` logs |
 
 Legend: `B` batch rows, `L` labelled rows, `K` classes, `D` token width, `...` any leading axes (the heads that
@@ -47,6 +49,9 @@ def content_entropy(*, logits_BK: Tensor) -> Tensor:
 def content_marginal_kl(*, logits_BK: Tensor, prior_K: Tensor) -> Tensor:
     """KL(mean content || prior), `(..., B, K)`, `(..., K)` -> `(...)`, nats.
 
+    With `content_entropy` it is D_c in closed form: both are 0 exactly where the content is one-hot and its mean is
+    the prior, which is where the paper's adversarial D_c is 0.
+
     Raises:
         SettingError: the prior has another number of classes than the content.
     """
@@ -58,16 +63,6 @@ def content_marginal_kl(*, logits_BK: Tensor, prior_K: Tensor) -> Tensor:
     marginal_K = logits_BK.softmax(-1).mean(-2)
     tiny = torch.finfo(marginal_K.dtype).tiny
     return torch.xlogy(marginal_K, marginal_K / prior_K.clamp_min(tiny)).sum(-1)
-
-
-def content_prior_divergence(*, logits_BK: Tensor, prior_K: Tensor, entropy_weight: float) -> Tensor:
-    """D_c in closed form (ours): marginal KL plus `entropy_weight` times the conditional entropy.
-
-    Both are 0 exactly where the content is one-hot and its mean is the prior, which is where the paper's
-    adversarial D_c is 0. `(..., B, K)`, `(..., K)` -> `(...)`, nats.
-    """
-    marginal = content_marginal_kl(logits_BK=logits_BK, prior_K=prior_K)
-    return marginal + entropy_weight * content_entropy(logits_BK=logits_BK)
 
 
 def adversarial(*, logit_B: Tensor, estimator: Estimator) -> Tensor:
@@ -110,3 +105,82 @@ def token_reconstruction(*, token_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
             f"{tuple(rebuilt_BD.shape)}."
         )
     return 1 - F.cosine_similarity(token_BD, rebuilt_BD, dim=-1).mean(-1)
+
+
+def gaussian_kl(*, style_BS: Tensor) -> Tensor:
+    """D_s by moments: KL(N(mean, covariance) || N(0, I)) of the rows' own moments, `(..., B, S)` -> `(...)`, nats.
+
+    Blind to all but the first two moments. A ridge of 1e-4 keeps it finite where there are fewer rows than S.
+
+    Raises:
+        SettingError: a single row, which has no covariance.
+    """
+    rows, width = style_BS.shape[-2:]
+    if rows < 2:
+        raise SettingError(f"gaussian_kl wants at least two rows (..., B, S); it was given {tuple(style_BS.shape)}.")
+    mean_1S = style_BS.mean(-2, keepdim=True)
+    centred_BS = style_BS - mean_1S
+    covariance_SS = centred_BS.mT @ centred_BS / rows
+    ridge_SS = 1e-4 * torch.eye(width, dtype=style_BS.dtype, device=style_BS.device)
+    factor_SS, _ = torch.linalg.cholesky_ex(covariance_SS + ridge_SS)
+    log_determinant = 2 * factor_SS.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    trace = covariance_SS.diagonal(dim1=-2, dim2=-1).sum(-1)
+    divergence: Tensor = 0.5 * (trace + mean_1S.square().sum((-2, -1)) - width - log_determinant)
+    return divergence
+
+
+def mmd(*, style_BS: Tensor, prior_BS: Tensor) -> Tensor:
+    """D_s by kernel: squared maximum mean discrepancy from prior draws, `(..., B, S)` twice -> `(...)`.
+
+    Inverse multiquadric kernel of scale 2 S, the mean squared distance of two draws of N(0, I) (Tolstikhin et al.
+    2018); the unbiased estimate, so it is negative half of the time where the two agree.
+
+    Raises:
+        SettingError: the two differ in shape, or hold a single row.
+    """
+    if style_BS.shape != prior_BS.shape or style_BS.shape[-2] < 2:
+        raise SettingError(
+            f"mmd wants two tensors of one shape (..., B, S), B at least 2; it was given {tuple(style_BS.shape)} and "
+            f"{tuple(prior_BS.shape)}."
+        )
+    rows, scale = style_BS.shape[-2], 2.0 * style_BS.shape[-1]
+
+    def kernel(one_BS: Tensor, other_BS: Tensor) -> Tensor:
+        squared_BB = one_BS.square().sum(-1)[..., :, None] + other_BS.square().sum(-1)[..., None, :]
+        return scale / (scale + (squared_BB - 2 * one_BS @ other_BS.mT).clamp_min(0))
+
+    def among(points_BS: Tensor) -> Tensor:
+        kernel_BB = kernel(points_BS, points_BS)
+        own = kernel_BB.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return (kernel_BB.sum((-2, -1)) - own) / (rows * (rows - 1))
+
+    return among(style_BS) + among(prior_BS) - 2 * kernel(style_BS, prior_BS).mean((-2, -1))
+
+
+def sharpened(*, content_BK: Tensor, temperature: float) -> Tensor:
+    """Content to the power 1 / temperature, normalised: surer below 1, unchanged at 1. `(..., B, K)` twice."""
+    powered_BK: Tensor = content_BK ** (1 / temperature)
+    return powered_BK / powered_BK.sum(-1, keepdim=True)
+
+
+def interpolation(*, logits_BK: Tensor, content_BK: Tensor, share_B1: Tensor) -> Tensor:
+    """L_mix: cross-entropy of mixed rows' content with the mixed content, which is held fixed; nats.
+
+    Row b was mixed of `share_B1[b]` of row b and the rest of row b - 1 (`roll`): interpolation consistency, Verma et
+    al. 2019. `(..., B, K)` twice, `(..., B, 1)` -> `(...)`.
+
+    Raises:
+        SettingError: the shapes do not belong together.
+    """
+    if logits_BK.shape != content_BK.shape or share_B1.shape[:-1] != content_BK.shape[:-1]:
+        raise SettingError(
+            f"interpolation wants logits and content (..., B, K) and shares (..., B, 1); it was given "
+            f"{tuple(logits_BK.shape)}, {tuple(content_BK.shape)} and {tuple(share_B1.shape)}."
+        )
+    target_BK = mixed(content_BK.detach(), share_B1)
+    return -(target_BK * logits_BK.log_softmax(-1)).sum(-1).mean(-1)
+
+
+def mixed(rows_BX: Tensor, share_B1: Tensor) -> Tensor:
+    """`share` of each row and the rest of the row before it, `(..., B, X)`, `(..., B, 1)` -> `(..., B, X)`."""
+    return rows_BX.roll(1, -2).lerp(rows_BX, share_B1)

@@ -9,19 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class StackedLinear(nn.Module):
-    """H linear layers in one product, `(H, B, in)` -> `(H, B, out)`, initialised as `nn.Linear` is.
+    """H linear layers in one product, `(H, B, in)` -> `(H, B, out)`, initialised as `nn.Linear` is."""
 
-    Before a batch norm, which takes the bias out again, `learn_bias` is False: there the bias's gradient is
-    rounding noise, which Adam would blow up to whole steps that the running statistics lag behind.
-    """
-
-    def __init__(
-        self, wide_in: int, wide_out: int, generators: Sequence[torch.Generator], *, learn_bias: bool = True
-    ) -> None:
+    def __init__(self, wide_in: int, wide_out: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
         bound = 1 / math.sqrt(wide_in)
 
@@ -29,35 +22,23 @@ class StackedLinear(nn.Module):
             return torch.stack([(torch.rand(rows, wide_out, generator=g) * 2 - 1) * bound for g in generators])
 
         self.weight = nn.Parameter(draw(wide_in))
-        self.bias = nn.Parameter(draw(1), requires_grad=learn_bias)
+        self.bias = nn.Parameter(draw(1))
 
     def forward(self, x_HBI: Tensor) -> Tensor:
         """One batched product."""
         return torch.baddbmm(self.bias, x_HBI, self.weight)
 
 
-class StackedBatchNorm(nn.Module):
-    """H batch norms over their own rows, `(H, B, F)` -> `(H, B, F)`; running statistics as `nn.BatchNorm1d`."""
+def two_layers(wide_in: int, hidden: int, wide_out: int, generators: Sequence[torch.Generator]) -> nn.Sequential:
+    """Linear, layer norm, ReLU, linear: no row's result depends on the rows beside it, in training as in use.
 
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(heads, width))
-        self.bias = nn.Parameter(torch.zeros(heads, width))
-        self.register_buffer("running_mean", torch.zeros(heads, width))
-        self.register_buffer("running_var", torch.ones(heads, width))
-
-    def forward(self, x_HBF: Tensor) -> Tensor:
-        """Rows first, so that all heads' features are the channels of one fused batch norm."""
-        heads, rows, width = x_HBF.shape
-        flat_BC = x_HBF.transpose(0, 1).reshape(rows, heads * width)
-        flat_BC = F.batch_norm(
-            flat_BC, self.running_mean.view(-1), self.running_var.view(-1), self.weight.view(-1),
-            self.bias.view(-1), self.training, 0.1,
-        )  # fmt: skip
-        return flat_BC.view(rows, heads, width).transpose(0, 1)
+    With a batch norm in its place the mean accuracy fell by .9 points (100 MNIST labels, dev rows): views, mixed and
+    clean rows have other statistics.
+    """
+    return nn.Sequential(
+        StackedLinear(wide_in, hidden, generators), nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU(),
+        StackedLinear(hidden, wide_out, generators),
+    )  # fmt: skip
 
 
 def discriminator(wide_in: int, hidden: int, generators: Sequence[torch.Generator]) -> nn.Sequential:
@@ -95,17 +76,8 @@ class ContentStyle(nn.Module):
         self.width, self.classes, self.style, self.hidden = width, classes, style, hidden
         self.critic_widths = dict(critics)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        heads = len(generators)
-        self.encoder = nn.Sequential(
-            StackedLinear(width, hidden, generators, learn_bias=False),
-            StackedBatchNorm(hidden, heads), nn.ReLU(),
-            StackedLinear(hidden, classes + style, generators),
-        )  # fmt: skip
-        self.decoder = nn.Sequential(
-            StackedLinear(classes + style, hidden, generators, learn_bias=False),
-            StackedBatchNorm(hidden, heads), nn.ReLU(),
-            StackedLinear(hidden, width, generators),
-        )  # fmt: skip
+        self.encoder = two_layers(width, hidden, classes + style, generators)
+        self.decoder = two_layers(classes + style, hidden, width, generators)
         wide_in = {"content": classes, "style": style, "token": width}
         self.critics = nn.ModuleDict(
             {name: discriminator(wide_in[name], wide, generators) for name, wide in critics.items()}
@@ -128,7 +100,7 @@ class ContentStyle(nn.Module):
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """What learns of encoder and decoder."""
-        return [p for p in (*self.encoder.parameters(), *self.decoder.parameters()) if p.requires_grad]
+        return [*self.encoder.parameters(), *self.decoder.parameters()]
 
     def one(self, head: int) -> "ContentStyle":
         """The named head alone, as a stack of one with its own copy of the weights."""

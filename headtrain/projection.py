@@ -4,6 +4,7 @@ Legend: `N` rows, `D` token width, `P` projected width.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from scipy import linalg
 from torch import Tensor
 
 from cspipe.store.errors import MismatchError
+
+if TYPE_CHECKING:
+    from cspipe.headtrain.chunked import Tokens
 
 ROWS_AT_ONCE = 8192
 
@@ -21,7 +25,7 @@ class Projection:
 
     Attributes:
         mean_D: mean of the rows it was fitted on.
-        scale_D: their standard deviation (1 where a dimension is constant).
+        scale_D: their deviation with a floor, see `fit_projection`.
         basis_DP: orthonormal principal directions of the standardised rows, or None to keep all D.
     """
 
@@ -58,25 +62,35 @@ class Projection:
         return len(self.mean_D) if self.basis_DP is None else self.basis_DP.shape[1]
 
 
-def fit_projection(token_ND: Tensor, components: int, *, device: torch.device | str = "cpu") -> Projection:
+def fit_projection(
+    token_ND: "Tokens", components: int, *, scale_floor: float = 1.0, device: torch.device | str = "cpu"
+) -> Projection:
     """Statistics of the unlabelled training rows `(N, D)`; moments are summed in float64 over blocks of rows.
 
+    A dimension is divided by sqrt(variance + scale_floor^2 x mean variance of all dimensions). Full standardisation
+    (0) raises dimensions that are nearly dead to the weight of all others: a tenth of EfficientNet's are on MNIST,
+    they are noise, and they explode on augmented or shifted images. A large floor leaves the scales alone.
+
     Args:
-        token_ND: the rows, any float type, on any device.
+        token_ND: the rows, any float type, on any device; those that stay in their store are read chunk by chunk.
         components: P; 0, or D and more, keeps all D without a basis.
+        scale_floor: share of the root mean square deviation that no dimension's scale falls below.
         device: where the projection will live.
     """
     rows, width = token_ND.shape
     total_D = torch.zeros(width, dtype=torch.float64, device=device)
     moment_DD = torch.zeros(width, width, dtype=torch.float64, device=device)
-    shift_D = token_ND[:ROWS_AT_ONCE].to(device).float().mean(0)
-    for start in range(0, rows, ROWS_AT_ONCE):
-        part_ND = token_ND[start : start + ROWS_AT_ONCE].to(device).float() - shift_D
+    shift_D = torch.zeros(0)
+    for block_ND in torch.split(token_ND, ROWS_AT_ONCE) if isinstance(token_ND, Tensor) else token_ND.blocks():
+        part_ND = block_ND.to(device).float()
+        shift_D = shift_D if len(shift_D) else part_ND.mean(0)
+        part_ND = part_ND - shift_D
         total_D += part_ND.sum(0)
         moment_DD += part_ND.T @ part_ND
     centre_D = total_D / rows
     covariance_DD = moment_DD / rows - torch.outer(centre_D, centre_D)
-    scale_D = covariance_DD.diagonal().clamp_min(0).sqrt()
+    variance_D = covariance_DD.diagonal().clamp_min(0)
+    scale_D = (variance_D + scale_floor**2 * variance_D.mean()).sqrt()
     scale_D = torch.where(scale_D > 1e-6, scale_D, torch.ones_like(scale_D))
     mean_D = (centre_D + shift_D).float()
     if components == 0 or components >= width:

@@ -1,5 +1,6 @@
 """What a study looks at: training rows, evaluation rows and labelled splits of a store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cspipe.headtrain.chunked import ChunkedTokens, Tokens, chunked_split
 from cspipe.store import Store, open_store
 from cspipe.store.errors import SettingError
 from cspipe.store.split import draw_labelled
@@ -23,17 +25,19 @@ LABELS_WHERE_ALL_ARE_KNOWN = 250
 
 @dataclass(frozen=True)
 class StudyRows:
-    """Resident rows of one store. `N` training rows, `M` evaluation rows, `D` token width.
+    """Rows of one store. `N` training rows, `M` evaluation rows, `D` token width.
 
     Attributes:
-        token_ND, label_N, row_id_N: rows of the split `train` (label -1: unlabelled), without dev rows.
+        token_ND, label_N, row_id_N: rows of the split `train` (label -1: unlabelled), without dev rows;
+            tokens that do not fit into memory stay in their store.
         eval_token_MD, eval_label_M: labelled rows that accuracy is measured on; None for cross-validation.
         evaluation: where those come from.
         class_names: K names.
         flagged: rows left out because their image is bad or gone.
+        view_VND: tokens of augmented views of the training rows, `(N, D)` each; empty where the store holds none.
     """
 
-    token_ND: Tensor
+    token_ND: Tokens
     label_N: Ints
     row_id_N: Ints
     eval_token_MD: Tensor | None
@@ -41,6 +45,7 @@ class StudyRows:
     evaluation: Evaluation
     class_names: list[str]
     flagged: int
+    view_VND: tuple[Tokens, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -48,13 +53,16 @@ class StudyRows:
         return len(self.class_names)
 
 
-def read_rows(path: Path, *, dev_rows: int = 0) -> StudyRows:
+def read_rows(path: Path, *, dev_rows: int = 0, views: int = 0, stream_bytes: int | None = None) -> StudyRows:
     """Loads a store's rows.
 
     Args:
         path: the store.
         dev_rows: when positive, the last so many training rows are evaluated on instead of the test split, and
             leave the labelled and the unlabelled set: for choosing settings without looking at test rows.
+        views: at most so many cached views of the training rows are loaded too.
+        stream_bytes: leave the training rows in their store, and let a training take so many bytes of memory; None
+            loads them.
 
     Raises:
         SettingError: no training split or no labelled row, or dev rows that miss a class.
@@ -64,14 +72,15 @@ def read_rows(path: Path, *, dev_rows: int = 0) -> StudyRows:
     if "train" not in store.splits:
         raise SettingError(f"{path.name} holds no split 'train': extract it with --split train or all.")
     train = store["train"]
-    token, label, row_id = torch.from_numpy(train.embedding()), train.label(), train.row_id()
-    flagged = train.flagged()
+    label, row_id, flagged = train.label(), train.row_id(), train.flagged()
+    token, view = read_train(store, store.views("train")[:views], stream_bytes)
     evaluation: Evaluation = "cross-validation"
     eval_token, eval_label = None, None
     if dev_rows:
         evaluation = "dev"
-        eval_token, eval_label = token[-dev_rows:], label[-dev_rows:]
-        token, label, row_id = token[:-dev_rows], label[:-dev_rows], row_id[:-dev_rows]
+        eval_token, eval_label = after(token, len(label) - dev_rows), label[-dev_rows:]
+        label, row_id = label[:-dev_rows], row_id[:-dev_rows]
+        token, *view = [before(held, len(label)) for held in (token, *view)]
     elif (test := read_test(store)) is not None:
         evaluation = "test"
         eval_token, eval_label = test
@@ -85,7 +94,28 @@ def read_rows(path: Path, *, dev_rows: int = 0) -> StudyRows:
                 f"the last {dev_rows} training rows do not hold every class: dev_rows is for data sets whose rows are "
                 "in mixed order. Use the test split, or more rows."
             )
-    return StudyRows(token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged)
+    return StudyRows(
+        token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged, tuple(view)
+    )  # fmt: skip
+
+
+def read_train(store: Store, views: Sequence[str], stream_bytes: int | None) -> tuple[Tokens, list[Tokens]]:
+    """Tokens of the training rows and of each of the named views, in memory or in their store."""
+    if stream_bytes is None:
+        view = [torch.from_numpy(store.view_embedding("train", name)) for name in views]
+        return torch.from_numpy(store["train"].embedding()), list(view)
+    token, *chunked = chunked_split(store, "train", views, stream_bytes)
+    return token, list(chunked)
+
+
+def before(tokens: Tokens, row: int) -> Tokens:
+    """The rows before one, where they are."""
+    return tokens.first(row) if isinstance(tokens, ChunkedTokens) else tokens[:row]
+
+
+def after(tokens: Tokens, row: int) -> Tensor:
+    """A row and those after it, in memory."""
+    return tokens[row:] if isinstance(tokens, Tensor) else tokens[torch.arange(row, len(tokens))]
 
 
 def read_test(store: Store) -> tuple[Tensor, Ints] | None:

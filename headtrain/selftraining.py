@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cspipe.headtrain.batches import Pools, draw_batches, head_generators
+from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.given import Floats, Given
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.settings import HeadSettings, method_settings
-from cspipe.headtrain.train import Pools, adam, apply_gradients, draw_batches, head_generators
+from cspipe.headtrain.train import adam, apply_gradients
 
 TEACHERS = 4
 STUDENT_SEED = 7_919
@@ -28,8 +30,8 @@ def self_training(given: Given) -> Floats:
     step. Rows to predict take no part in the training.
     """
     settings = method_settings("supervised", given.settings)
+    stored_ND = resident(given.rows.stored_ND, "self-training")
     teachers = fit_teachers(given, settings)
-    stored_ND = given.rows.stored_ND
     votes_NK = torch.stack([head.probabilities(stored_ND) for head in teachers]).mean(0)
     student = fit_student(given, votes_NK, teachers[0], settings)
     probability_MK: Floats = student.probabilities(given.rows.judged_MD).cpu().numpy()
@@ -57,7 +59,7 @@ def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSet
         settings: steps, batches and learning rate; every batch has `labelled_batch` labelled rows and `batch` others.
     """
     device, seeds = votes_NK.device, [given.seed + STUDENT_SEED]
-    table_NP = teacher.projection.rows(given.rows.stored_ND)
+    table_NP = teacher.projection.rows(resident(given.rows.stored_ND, "self-training"))
     at_L, label_L = torch.from_numpy(given.at_L).to(device), torch.from_numpy(given.label_L).to(device)
     target_NK = votes_NK.clone()
     target_NK[at_L] = F.one_hot(label_L, given.classes).to(votes_NK)
@@ -67,7 +69,7 @@ def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSet
     ).to(device).train()  # fmt: skip
     prior_HK = torch.full((1, given.classes), 1 / given.classes, device=device)
     pools = Pools([at_L], [torch.arange(len(table_NP), device=device)], prior_HK)
-    batches = draw_batches(pools, settings, head_generators(seeds, device), table_NP.dtype)
+    batches = draw_batches(pools, settings, head_generators(seeds, device), len(table_NP), table_NP.dtype)
     optimiser = adam(stack.generator_parameters(), settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.lr * settings.lr_end)
     for batch in islice(batches, settings.steps):

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 from cspipe.store.errors import SettingError, unknown_name
 
 ContentTerm = Literal["entropy", "adversarial"]
+StyleTerm = Literal["adversarial", "gaussian", "mmd"]
 Estimator = Literal["nonsaturating", "kl"]
 Prior = Literal["uniform", "given", "labelled", "estimated"]
 
@@ -22,15 +23,23 @@ class HeadSettings:
     """Settings of a content-style head. A weight of 0 switches its term off: that is how ablations are made.
 
     Attributes:
-        components: principal components the standardised tokens are projected on; 0 keeps the token as it is.
+        components: principal components the scaled tokens are projected on; 0 keeps the token as it is.
+        scale_floor: share of the tokens' root mean square deviation that no dimension's scale falls below; 0
+            standardises fully, see `fit_projection`.
         hidden: width of the encoder's and the decoder's hidden layer.
         style: width S of the style vector.
         discriminator: width of both hidden layers of each discriminator (500 in the predecessor).
         content_term: estimator of D_c: `entropy` is closed form, KL(mean content || prior) plus
             `entropy_weight` times the mean entropy of the content; `adversarial` is the paper's.
+        style_term: estimator of D_s: `adversarial` as in the paper, `gaussian` the KL of its first two moments in
+            closed form, `mmd` a kernel distance from prior draws.
         estimator: what the encoder and decoder minimise on a discriminator's logit T:
             `nonsaturating` softplus(-T) or `kl` -T.
         lambda_c: weight of D_c. lambda_s: of D_s. lambda_y: of D_y. lambda_yy: of L_y.
+        lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. What is mixed
+            are augmented views of the rows where the store holds some, and the rows themselves where it does not.
+        mix_temperature: sharpens the contents that L_mix follows; 1 leaves them.
+        views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
         prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
         steps: optimiser steps. batch: unlabelled rows a step. labelled_batch: labelled rows a step.
@@ -38,39 +47,47 @@ class HeadSettings:
         discriminator_lr: constant learning rate of the discriminators' Adam.
     """
 
-    components: Annotated[int, Ge(0)] = 256
+    components: Annotated[int, Ge(0)] = 512
+    scale_floor: Weight = 1.0
     hidden: Count = 256
     style: Count = 32
     discriminator: Count = 128
     content_term: ContentTerm = "entropy"
+    style_term: StyleTerm = "gaussian"
     estimator: Estimator = "nonsaturating"
     lambda_c: Weight = 1.0
     lambda_s: Weight = 0.03
     lambda_y: Weight = 0.0
     lambda_yy: Weight = 3.0
+    lambda_mix: Weight = 1.0
+    mix_temperature: Annotated[float, Gt(0)] = 0.5
+    views: Annotated[int, Ge(0)] = 64
     entropy_weight: Weight = 0.6
     prior: Prior = "uniform"
     prior_given: tuple[Weight, ...] = ()
     steps: Count = 1000
-    batch: Annotated[int, Ge(2)] = 128
+    batch: Annotated[int, Ge(2)] = 256
     labelled_batch: Annotated[int, Ge(2)] = 100
     lr: Annotated[float, Gt(0)] = 3e-3
-    lr_end: Annotated[float, Ge(0)] = 1.0
+    lr_end: Annotated[float, Ge(0)] = 0.0
     discriminator_lr: Annotated[float, Gt(0)] = 1e-3
 
     @property
     def semi_supervised(self) -> bool:
         """True where at least one term looks at unlabelled rows."""
-        return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy) > 0
+        return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy, self.lambda_mix) > 0
 
 
 HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style": {},
     "content-style-paper": {
-        "components": 0, "hidden": 512, "content_term": "adversarial", "lambda_c": 0.1, "lambda_s": 0.1,
-        "lambda_y": 0.001, "lambda_yy": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+        "components": 0, "hidden": 512, "content_term": "adversarial", "style_term": "adversarial",
+        "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
+        "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
     },
-    "supervised": {"components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
+    "supervised": {
+        "components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0,
+    },
 })  # fmt: skip
 """Name of a method -> what it sets above the user's settings.
 

@@ -4,7 +4,7 @@ Legend: `N` training rows, `M` evaluation rows, `D` token width, `K` classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
-from cspipe.headtrain.evaluate import accuracy, confusion
+from cspipe.headtrain.chunked import resident
+from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
@@ -23,6 +24,9 @@ from cspipe.store.errors import SettingError
 from cspipe.store.split import labelled_folds
 
 METHODS = (*HEAD_METHODS, *BASELINES)
+SEEDED_BASELINES = frozenset({"self-training"})
+"""Baselines that a training seed and the head's settings change."""
+
 FOLDS = 5
 
 OnProgress = Callable[[str, float], None]
@@ -38,20 +42,31 @@ class Trial:
         labelled: rows whose labels may be used.
         unlabelled: rows whose tokens may be looked at.
         judged: training rows that accuracy is measured on; None: the evaluation rows.
+        train_seed: seed of weights and batches.
     """
 
     split_seed: int
     labelled: Ints
     unlabelled: Ints
     judged: Ints | None
+    train_seed: int = 0
 
 
-def make_trials(rows: StudyRows, splits: Mapping[int, Ints]) -> list[Trial]:
-    """One trial a split; in cross-validation one a split and fold, whose held-out rows no one looks at."""
+def make_trials(rows: StudyRows, splits: Mapping[int, Ints], train_seeds: Sequence[int] = (0,)) -> list[Trial]:
+    """One trial a split and training seed; in cross-validation one a fold too, whose held-out rows no one looks at.
+
+    All trials of the first training seed come first.
+    """
+    first = [Trial(*parts, train_seeds[0]) for parts in labelled_sets(rows, splits)]
+    return first + [replace(trial, train_seed=seed) for seed in train_seeds[1:] for trial in first]
+
+
+def labelled_sets(rows: StudyRows, splits: Mapping[int, Ints]) -> list[tuple[int, Ints, Ints, Ints | None]]:
+    """Split seed, labelled, unlabelled and judged rows of every split, in cross-validation of every fold."""
     every = np.arange(len(rows.label_N))
     if rows.evaluation != "cross-validation":
-        return [Trial(seed, labelled, every, None) for seed, labelled in splits.items()]
-    trials = []
+        return [(seed, labelled, every, None) for seed, labelled in splits.items()]
+    found: list[tuple[int, Ints, Ints, Ints | None]] = []
     for seed, labelled in splits.items():
         smallest = int(np.bincount(rows.label_N[labelled], minlength=rows.classes).min())
         if smallest < 2:
@@ -61,53 +76,71 @@ def make_trials(rows: StudyRows, splits: Mapping[int, Ints]) -> list[Trial]:
             )
         for held in labelled_folds(rows.label_N[labelled], min(FOLDS, smallest), seed):
             judged = labelled[held]
-            trials.append(Trial(seed, np.setdiff1d(labelled, judged), np.setdiff1d(every, judged), judged))
-    return trials
+            found.append((seed, np.setdiff1d(labelled, judged), np.setdiff1d(every, judged), judged))
+    return found
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method gave: result rows, confusion counts `(K, K)`, metric records, trained heads if it has any."""
+    """What one method gave: result rows, confusion counts `(K, K)`, metric records, trained heads if it has any.
+
+    `answers` are those on the judged rows of all trials, one trial after the other.
+    """
 
     method: str
     results: list[dict[str, Any]]
+    answers: Answers
     confusion: Ints
     metrics: list[dict[str, Any]]
     heads: list[Head]
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What studies of the same rows compute once.
+
+    Attributes:
+        rows: of the trial at hand, with their graph of nearest neighbours.
+        answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
+        priors: class priors, by their kind and labelled rows.
+    """
+
+    rows: dict[object, SharedRows] = field(default_factory=dict)
+    answers: dict[object, Answers] = field(default_factory=dict)
+    priors: dict[object, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
-    """All that the methods of one run share; `kept` is what the baselines of the trial at hand have computed."""
+    """All that the methods of one run share."""
 
     rows: StudyRows
     trials: list[Trial]
     settings: HeadSettings
-    train_seed: int
     device: str
     on_progress: OnProgress | None
-    kept: dict[object, SharedRows] = field(default_factory=dict, repr=False, compare=False)
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     @property
     def judged_rows(self) -> int:
         """Rows that each split's accuracy is measured on."""
         if self.rows.eval_label_M is not None:
             return len(self.rows.eval_label_M)
-        first = self.trials[0].split_seed
-        return sum(len(t.judged) for t in self.trials if t.split_seed == first and t.judged is not None)
+        first = self.trials[0]
+        return sum(len(t.judged) for t in self.trials if same_split(t, first) and t.judged is not None)
 
     def run(self, method: str) -> Outcome:
         """One method on every trial; folds of a split are pooled, so that each row is judged once."""
         if method in HEAD_METHODS:
             fit = self.fit(method, self.trials)
             pairs = zip(fit.heads, self.trials, strict=True)
-            predictions = [head.predict(self.judged_tokens(trial)) for head, trial in pairs]
-            metrics = metric_records(method, fit, self.trials, self.train_seed)
+            answers = [self.answers(trial, head.probabilities(self.judged_tokens(trial))) for head, trial in pairs]
+            metrics = metric_records(method, fit, self.trials)
             heads = fit.heads
         else:
-            predictions, metrics, heads = list(self.baseline(method)), [], []
-        results, counts = self.judge(method, predictions)
-        return Outcome(method, results, counts, metrics, heads)
+            answers, metrics, heads = list(self.baseline(method)), [], []
+        results, counts = self.judge(method, answers)
+        return Outcome(method, results, Answers.pool(answers), counts, metrics, heads)
 
     def fit(self, method: str, trials: Sequence[Trial]) -> Fit:
         """Trains the heads of one method."""
@@ -117,25 +150,29 @@ class Study:
             if self.on_progress:
                 self.on_progress(method, step / settings.steps)
 
-        tasks = [HeadTask(t.labelled, t.unlabelled, self.train_seed, self.prior(settings, t)) for t in trials]
+        tasks = [HeadTask(t.labelled, t.unlabelled, t.train_seed, self.prior(settings, t)) for t in trials]
         return fit_heads(
             self.rows.token_ND, torch.from_numpy(self.rows.label_N), tasks, settings, classes=self.rows.classes,
-            device=self.device, on_step=told,
+            view_VND=self.rows.view_VND, device=self.device, on_step=told,
         )  # fmt: skip
 
     def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
         """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
         if not settings.semi_supervised:
             return None
-        known_LD = token_ND = np.empty((0, 1), np.float32)
-        if settings.prior == "estimated":
-            shared = self.shared_rows(trial)
-            token_ND = shared.projection.rows(shared.stored_ND).numpy()
-            known_LD = token_ND[np.searchsorted(trial.unlabelled, trial.labelled)]
-        return class_prior(
-            settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=known_LD,
-            label_L=self.rows.label_N[trial.labelled], classes=self.rows.classes,
-        )  # fmt: skip
+        key = (settings.prior, settings.prior_given, *rows_of(trial))
+        if key not in self.memory.priors:
+            known_LD = token_ND = np.empty((0, 1), np.float32)
+            if settings.prior == "estimated":
+                shared = self.shared_rows(trial)
+                stored_ND = resident(shared.stored_ND, "prior = 'estimated'")
+                token_ND = shared.projection.rows(stored_ND).numpy()
+                known_LD = token_ND[np.searchsorted(trial.unlabelled, trial.labelled)]
+            self.memory.priors[key] = class_prior(
+                settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=known_LD,
+                label_L=self.rows.label_N[trial.labelled], classes=self.rows.classes,
+            )  # fmt: skip
+        return self.memory.priors[key]
 
     def judged_tokens(self, trial: Trial) -> torch.Tensor:
         """Tokens that the trial is judged on."""
@@ -147,54 +184,72 @@ class Study:
     def shared_rows(self, trial: Trial) -> SharedRows:
         """What the trial's baselines look at; kept until a trial with other rows comes, for its graph is costly."""
         key = (trial.unlabelled.tobytes(), None if trial.judged is None else trial.judged.tobytes())
-        if key not in self.kept:
-            self.kept.clear()
+        kept = self.memory.rows
+        if key not in kept:
+            kept.clear()
             every = len(trial.unlabelled) == len(self.rows.token_ND)
-            stored = self.rows.token_ND if every else self.rows.token_ND[torch.from_numpy(trial.unlabelled)]
+            at, held = torch.from_numpy(trial.unlabelled), (self.rows.token_ND, *self.rows.view_VND)
+            stored, *views = held if every else [part_ND[at] for part_ND in held]
             on_share = partial(self.on_progress, "nearest neighbours") if self.on_progress else None
-            self.kept[key] = SharedRows(stored, self.judged_tokens(trial), self.device, on_share)
-        return self.kept[key]
+            kept[key] = SharedRows(stored, self.judged_tokens(trial), self.device, on_share, views)
+        return kept[key]
 
-    def baseline(self, method: str) -> Iterator[Ints]:
-        """Predictions of one baseline, trial by trial."""
+    def baseline(self, method: str) -> Iterator[Answers]:
+        """Answers of one baseline, trial by trial."""
+        known = dict[object, Answers]() if method in SEEDED_BASELINES else self.memory.answers
         for number, trial in enumerate(self.trials):
-            at_L = np.searchsorted(trial.unlabelled, trial.labelled)
-            given = Given(
-                self.shared_rows(trial), at_L, self.rows.label_N[trial.labelled], self.rows.classes,
-                self.train_seed, self.settings,
-            )  # fmt: skip
-            yield BASELINES[method](given).argmax(1)
+            seed = trial.train_seed if method in SEEDED_BASELINES else None
+            key = (method, seed, *rows_of(trial))
+            if key not in known:
+                at_L = np.searchsorted(trial.unlabelled, trial.labelled)
+                given = Given(
+                    self.shared_rows(trial), at_L, self.rows.label_N[trial.labelled], self.rows.classes,
+                    trial.train_seed, self.settings,
+                )  # fmt: skip
+                known[key] = self.answers(trial, torch.from_numpy(BASELINES[method](given)))
+            yield known[key]
             if self.on_progress:
                 self.on_progress(method, (number + 1) / len(self.trials))
 
-    def judge(self, method: str, predictions: Sequence[Ints]) -> tuple[list[dict[str, Any]], Ints]:
-        """Accuracy of each split and confusion counts over all of them."""
-        pooled: dict[int, tuple[list[Ints], list[Ints]]] = {}
-        for trial, predicted in zip(self.trials, predictions, strict=True):
-            truth = self.rows.eval_label_M if trial.judged is None else self.rows.label_N[trial.judged]
-            assert truth is not None
-            said, true = pooled.setdefault(trial.split_seed, ([], []))
-            said.append(predicted)
-            true.append(truth)
+    def answers(self, trial: Trial, probability_MK: torch.Tensor) -> Answers:
+        """What class probabilities of a trial's judged rows say, beside the true classes."""
+        truth = self.rows.eval_label_M if trial.judged is None else self.rows.label_N[trial.judged]
+        assert truth is not None
+        return Answers.of(probability_MK.cpu().numpy(), truth)
+
+    def judge(self, method: str, answers: Sequence[Answers]) -> tuple[list[dict[str, Any]], Ints]:
+        """Accuracy of each split and training seed, and confusion counts over all of them."""
+        pooled: dict[tuple[int, int], list[Answers]] = {}
+        for trial, said in zip(self.trials, answers, strict=True):
+            pooled.setdefault((trial.split_seed, trial.train_seed), []).append(said)
         results, counts = [], np.zeros((self.rows.classes, self.rows.classes), np.int64)
-        for seed, parts in pooled.items():
-            predicted, truth = (np.concatenate(part) for part in parts)
-            counts += confusion(predicted, truth, self.rows.classes)
-            labels = sum(len(t.judged) for t in self.trials if t.split_seed == seed and t.judged is not None)
+        for (split_seed, train_seed), parts in pooled.items():
+            said = Answers.pool(parts)
+            counts += confusion(said.predicted_M, said.label_M, self.rows.classes)
+            labels = len(said.label_M) if self.trials[0].judged is not None else len(self.trials[0].labelled)
             results.append({
-                "method": method, "labels": labels or len(self.trials[0].labelled), "split_seed": seed,
-                "train_seed": self.train_seed, "accuracy": accuracy(predicted, truth),
+                "method": method, "labels": labels, "split_seed": split_seed, "train_seed": train_seed,
+                "accuracy": accuracy(said.predicted_M, said.label_M),
             })  # fmt: skip
         return results, counts
 
 
-def metric_records(method: str, fit: Fit, trials: Sequence[Trial], train_seed: int) -> list[dict[str, Any]]:
+def rows_of(trial: Trial) -> tuple[bytes, bytes | None]:
+    """What tells the rows of one trial from those of another of the same study."""
+    return trial.labelled.tobytes(), None if trial.judged is None else trial.judged.tobytes()
+
+
+def same_split(one: Trial, other: Trial) -> bool:
+    """True where both are of one split and training seed: folds of the same cross-validation."""
+    return (one.split_seed, one.train_seed) == (other.split_seed, other.train_seed)
+
+
+def metric_records(method: str, fit: Fit, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """History as one record a head and moment."""
-    fold: dict[int, int] = {}
     records = []
     for head, trial in enumerate(trials):
-        number = fold[trial.split_seed] = fold.get(trial.split_seed, -1) + 1
-        named = {"method": method, "split_seed": trial.split_seed, "train_seed": train_seed, "fold": number}
+        fold = sum(same_split(trial, before) for before in trials[:head])
+        named = {"method": method, "split_seed": trial.split_seed, "train_seed": trial.train_seed, "fold": fold}
         for moment in fit.history:
             values = {name: float(value[head]) for name, value in moment.items() if name != "step"}
             records.append(named | {"step": int(moment["step"])} | values)

@@ -1,4 +1,4 @@
-"""One chunk of tokens read and checked, and the caller's array that tokens are read into."""
+"""One chunk of tokens read and checked, what of it is not flagged, and the caller's array that tokens are read into."""
 
 from pathlib import Path
 from typing import Any
@@ -52,3 +52,78 @@ def read_chunk(split: Path, chunk: int, rows: int, shape: Shape, out: NDArray[An
     if record != (first, first + rows, crc):
         raise DamageError(path, f"chunk {chunk} is not the one its commit record names")
     return tokens
+
+
+def read_good(
+    split: Path, chunk: int, good: NDArray[np.bool_], bad: NDArray[np.int64], shape: Shape, target: NDArray[Any]
+) -> None:
+    """Read the rows of a chunk that are not flagged, straight into place where none is.
+
+    Args:
+        split: the split's group.
+        chunk: number of the chunk.
+        good: `(rows of the chunk,)` which are not flagged.
+        bad: row numbers of all images of the split that could not be used.
+        shape: width, data type and chunk rows of the store.
+        target: `(good rows of the chunk, D)`, filled.
+
+    Raises:
+        StoreError: as for :func:`read_chunk`, or other rows than those of the bad images are NaN.
+    """
+    direct = bool(good.all()) and target.flags.c_contiguous
+    tokens = read_chunk(split, chunk, len(good), shape, target if direct else None)
+    start = chunk * shape.per_chunk
+    known = np.zeros(len(good), np.bool_)
+    known[bad[(bad >= start) & (bad < start + len(good))] - start] = True
+    if not np.array_equal(np.isnan(tokens[:, 0]), known):
+        path = commits.embedding_file(split, chunk)
+        raise DamageError(path, "its NaN rows are not the bad images that the split's attributes list")
+    if not direct:
+        target[...] = tokens[good]
+
+
+def ends_of_chunks(good: NDArray[np.bool_], per_chunk: int) -> NDArray[np.int64]:
+    """Rows that are not flagged up to the end of each chunk.
+
+    >>> ends_of_chunks(np.array([True, False, True, True, True]), 2).tolist()
+    [1, 3, 4]
+    """
+    ends = np.minimum(np.arange(per_chunk, len(good) + per_chunk, per_chunk), len(good))
+    counted: NDArray[np.int64] = np.cumsum(good, dtype=np.int64)
+    at_end: NDArray[np.int64] = counted[ends - 1]
+    return at_end
+
+
+def take_rows(
+    split: Path,
+    place: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    good: NDArray[np.bool_],
+    bad: NDArray[np.int64],
+    shape: Shape,
+) -> NDArray[Any]:
+    """Read some rows that are not flagged; one chunk is in memory at a time.
+
+    Args:
+        split: the split's group.
+        place: numbers of the rows among those that are not flagged, in any order.
+        ends: as :func:`ends_of_chunks` gives them.
+        good: `(all rows,)` which are not flagged.
+        bad: row numbers of the images that could not be used.
+        shape: width, data type and chunk rows of the store.
+
+    Returns:
+        `(len(place), D)` tokens in the order named.
+
+    Raises:
+        StoreError: as for :func:`read_good`.
+    """
+    out = room_for(len(place), shape, None)
+    chunk_of = np.searchsorted(ends, place, side="right")
+    for chunk in np.unique(chunk_of).tolist():
+        first, start = int(ends[chunk - 1]) if chunk else 0, chunk * shape.per_chunk
+        tokens = room_for(int(ends[chunk]) - first, shape, None)
+        read_good(split, chunk, good[start : start + shape.per_chunk], bad, shape, tokens)
+        mine = chunk_of == chunk
+        out[mine] = tokens[place[mine] - first]
+    return out

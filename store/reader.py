@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cspipe.store import commits
-from cspipe.store.chunks import read_chunk, room_for
-from cspipe.store.errors import DamageError, MissingDataError, StoreError, unknown_name
+from cspipe.store.chunks import ends_of_chunks, read_chunk, read_good, room_for, take_rows
+from cspipe.store.errors import MissingDataError, StoreError, unknown_name
 from cspipe.store.layout import StoreKey
 from cspipe.store.meta import check_format, read_group
 from cspipe.store.table import Shape, read_array
@@ -115,20 +115,16 @@ class Split:
             count = int(mine.sum())
             target = out[place : place + count]
             place += count
-            yield partial(self._fill, chunk, mine, target)
+            yield partial(read_good, self.folder, chunk, mine, self._bad, self.shape, target)
 
-    def _fill(self, chunk: int, good: NDArray[np.bool_], target: NDArray[Any]) -> None:
-        """Read one chunk's good rows into ``target``, straight where all are good."""
-        direct = bool(good.all()) and target.flags.c_contiguous
-        tokens = read_chunk(self.folder, chunk, len(good), self.shape, target if direct else None)
-        start = chunk * self.shape.per_chunk
-        bad = np.zeros(len(good), np.bool_)
-        bad[self._bad[(self._bad >= start) & (self._bad < start + len(good))] - start] = True
-        if not np.array_equal(np.isnan(tokens[:, 0]), bad):
-            path = commits.embedding_file(self.folder, chunk)
-            raise DamageError(path, "its NaN rows are not the bad images that the split's attributes list")
-        if not direct:
-            target[...] = tokens[good]
+    @cached_property
+    def chunk_ends(self) -> NDArray[np.int64]:
+        """Where the rows of each chunk end in :meth:`embedding`."""
+        return ends_of_chunks(self._good, self.shape.per_chunk)
+
+    def take(self, place: NDArray[np.int64]) -> NDArray[Any]:
+        """Tokens of the rows at these places of :meth:`embedding`, in the order named; one chunk is read at a time."""
+        return take_rows(self.folder, place, self.chunk_ends, self._good, self._bad, self.shape)
 
     def dask(self, *, all_rows: bool = False) -> Any:  # noqa: ANN401 - dask has no types
         """The tokens as a lazy dask array `(N, D)`, one block a chunk, checked as they are read."""
@@ -265,20 +261,24 @@ class Store:
             UnknownNameError: there is no such split or view.
             StoreError: the view lacks some row of the split; the message names the command that makes it.
         """
+        row = self.view_rows(split, view)
+        if row is None:
+            return self[view].embedding(out)
+        result = room_for(len(row), self.shape, out)
+        return np.take(self[view].embedding(), row, axis=0, out=result, mode="clip")
+
+    def view_rows(self, split: str, view: str) -> NDArray[np.int64] | None:
+        """Place in the view of each row of ``store[split].embedding()``; None where it is the same. Raises likewise."""
         own, known = self[split], views_of(split, self.names)
         if view not in known:
             raise unknown_name(f"view of {split}", view, known)
-        held, wanted = self[view], own.sha256()
-        row = rows_of_view(wanted, held.sha256())
-        if row is None:
-            return held.embedding(out)
-        if (row < 0).any():
+        row = rows_of_view(own.sha256(), self[view].sha256())
+        if row is not None and (row < 0).any():
             raise StoreError(
                 f"{self.path}: {int((row < 0).sum())} of {len(row)} rows of {split} are not in its view {view}: run "
                 f"cspipe extract {self.backbone} {self.dataset} {options_for(view, known)} with the store's options"
             )
-        result = room_for(len(row), self.shape, out)
-        return np.take(held.embedding(), row, axis=0, out=result, mode="clip")
+        return row
 
 
 def open_store(path: Path | str) -> Store:

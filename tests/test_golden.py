@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cspipe.headtrain.heads import load_head
+from cspipe.headtrain.headfile import load_head
 from cspipe.headtrain.runs import finished_runs, read_report
 from cspipe.store import open_store
 from cspipe.store.layout import latest_store

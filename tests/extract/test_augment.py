@@ -69,7 +69,12 @@ def test_affine_draws_the_numbers_that_cached_views_were_drawn_with(monkeypatch)
     draw_view("affine", np.full((3, 10, 20), 7, np.uint8), bytes(range(32)), 0)
     drawn = [given["angle"], *given["translate"], given["scale"], *given["shear"]]
     np.testing.assert_allclose(drawn, AFFINE_NUMBERS, atol=1e-5)
-    assert given["fill"] == [7, 7, 7]
+
+
+def test_an_affine_view_of_blank_paper_is_blank_paper_without_a_seam():
+    for colour in (255, 128, 0):
+        blank = np.full((3, 32, 32), colour, np.uint8)
+        assert np.array_equal(draw_view("affine", blank, sha(1), 0), blank)
 
 
 def test_an_affine_view_keeps_a_centred_square_about_where_and_as_large_as_it_was():

@@ -1,9 +1,10 @@
 """Synthetic stores: Gaussian blobs whose classes differ in few directions and vary in many."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,25 +36,32 @@ def draw_blobs(count: int, seed: int, *, gap: float = 3.0) -> Rows:
     return Rows(token.astype(np.float32), label)
 
 
-def write_store(stores: Path, splits: Mapping[str, Rows], *, bad: tuple[int, ...] = (), dtype: str = "fp32") -> Path:
-    """A store of these rows; `bad` are rows of `train` whose image cannot be read."""
+def write_store(
+    stores: Path, splits: Mapping[str, Rows], *, bad: tuple[int, ...] = (), dataset: str = "blobs",
+    same_images: Sequence[str] = (), class_names: Sequence[str] = ("red", "green", "blue"), **key_changes: Any,
+) -> Path:  # fmt: skip
+    """A store of these rows; `bad` are rows of `train`, and of splits of the same images, that cannot be read."""
     width = splits["train"].token.shape[1] if "train" in splits else WIDTH
-    key = StoreKey(transform="none", image_px=8, weights_sha256="ab" * 32, token="cls", dtype=dtype)
-    path = store_path(stores, "blobs", "lite0", key)
-    provenance = {"class_names": ["red", "green", "blue"], "torch": "2"}
+    plain = {"transform": "none", "image_px": 8, "weights_sha256": "ab" * 32, "token": "cls", "dtype": "fp32"}
+    key = StoreKey(**plain | key_changes)
+    path = store_path(stores, dataset, "lite0", key)
+    provenance = {"class_names": list(class_names), "torch": "2"}
     with StoreWriter(
-        path, key=key, width=width, batch_size=64, backbone="lite0", dataset="blobs", provenance=provenance,
+        path, key=key, width=width, batch_size=64, backbone="lite0", dataset=dataset, provenance=provenance,
         sources={"data": "blobs", "weights": None},
     ) as writer:  # fmt: skip
         for name, rows in splits.items():
-            digests = [hashlib.sha256(f"{name} {row}".encode()).digest() for row in range(len(rows.label))]
+            image_of = "train" if name in same_images else name
+            digests = [hashlib.sha256(f"{image_of} {row}".encode()).digest() for row in range(len(rows.label))]
             table = ImageTable(
                 np.stack([np.frombuffer(digest, np.uint8) for digest in digests]),
                 rows.label.astype(np.int64),
                 [f"{name}/{row}" for row in range(len(rows.label))],
             )
             for task in writer.plan(name, table, whole=True):
-                wrong = [(i, "not an image") for i, image in enumerate(task.images) if name == "train" and image in bad]
+                wrong = [
+                    (i, "not an image") for i, image in enumerate(task.images) if image_of == "train" and image in bad
+                ]
                 writer.commit(name, task, rows.token[task.images], wrong)
             writer.finish(name)
     return path
@@ -67,7 +75,7 @@ def blobs():
 
 @pytest.fixture
 def make_store(tmp_path, monkeypatch):
-    """A function (splits, bad=, dtype=) -> path of a store."""
+    """A function (splits, bad=, dataset=, class_names=, dtype=, ...) -> path of a store."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
     return lambda splits, **options: write_store(tmp_path / "stores", splits, **options)
 

@@ -35,6 +35,19 @@ def test_logistic_learns_what_can_be_learned():
     assert np.mean(found.argmax(1) == truth) > 0.75
 
 
+def test_logistic_learns_from_views_of_the_labelled_rows_too():
+    token, label = separable(30, 20)
+    judged, _ = separable(600, 20, seed=1)
+    noise = np.random.default_rng(5)
+    views = [(token + noise.normal(size=token.shape)).astype(np.float32) for _ in range(3)]
+    every, labels = np.concatenate([token, *views]), np.tile(label, 4)
+    expected = LogisticRegression(C=choose_c(token, label) / 4, max_iter=2000, tol=1e-8).fit(every, labels)
+    ours = logistic(token, label, judged, classes=3, view_VLD=views)
+    np.testing.assert_allclose(ours, expected.predict_proba(judged), atol=2e-3)
+    same = logistic(token, label, judged, classes=3, view_VLD=[token] * 3)  # copies of the rows change nothing
+    np.testing.assert_allclose(same, logistic(token, label, judged, classes=3), atol=2e-3)
+
+
 def test_a_class_without_a_labelled_row_gets_probability_0():
     token, label = separable(20, 5, classes=2)
     found = logistic(token, np.array([0, 3])[label], token, classes=5)
@@ -63,7 +76,7 @@ def test_one_labelled_row_of_each_class_is_enough(name):
 def test_labelled_rows_of_a_single_class_predict_that_class(name):
     token = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     found = predict(name, token, np.array([1, 1]), token)
-    assert found == pytest.approx(np.array([[0, 1, 0], [0, 1, 0]]), abs=0.02 if name == "self-training" else 1e-6)
+    assert found == pytest.approx(np.array([[0, 1, 0], [0, 1, 0]]), abs=0.05 if name == "self-training" else 1e-6)
 
 
 def test_c_is_the_strongest_penalty_where_labels_are_noise_and_weaker_where_they_are_not():

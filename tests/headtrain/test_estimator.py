@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cspipe.headtrain import ContentStyleClassifier, HeadSettings, HeadTask, estimator, fit_heads
-from cspipe.headtrain.estimator import EXPECTED_FAILED_CHECKS, best_temperature, held_out
+from cspipe.headtrain.calibration import best_temperature, held_out
+from cspipe.headtrain.estimator import EXPECTED_FAILED_CHECKS
 from cspipe.store.errors import SettingError
 
 SMALL = {"hidden": 32, "style": 4, "steps": 60, "batch": 32, "labelled_batch": 32}
@@ -67,7 +68,7 @@ def test_its_defaults_are_those_of_the_settings():
     shared = vars(HeadSettings()).keys() & parameters.keys()
     assert {name: parameters[name] for name in shared} == {name: getattr(HeadSettings(), name) for name in shared}
     assert parameters.keys() - shared == {"calibrate", "random_state", "device"}
-    assert vars(HeadSettings()).keys() - shared == {"estimator", "discriminator", "discriminator_lr"}
+    assert vars(HeadSettings()).keys() - shared == {"estimator", "discriminator", "discriminator_lr", "views"}
 
 
 def test_a_seed_gives_the_head_that_fit_heads_gives(rows, few):
@@ -254,3 +255,11 @@ def test_importing_the_package_does_not_load_scikit_learn():
     code = "import sys, cspipe.headtrain as h; assert 'sklearn' not in sys.modules; h.ContentStyleClassifier; h.missing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "AttributeError: module 'cspipe.headtrain' has no attribute 'missing'" in done.stderr
+
+
+def test_it_abstains_where_no_class_is_likely_enough(rows):
+    fitted = ContentStyleClassifier(**SMALL, random_state=0).fit(rows.token, rows.label)
+    likeliest = fitted.predict_proba(rows.token).max(1)
+    for below in (0.0, 0.8, 1.1):
+        assert fitted.abstain(rows.token, below=below).tolist() == (likeliest < below).tolist()
+    assert not fitted.abstain(rows.token, below=0).any() and fitted.abstain(rows.token, below=1.1).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cspipe.headtrain.evaluate import accuracy, confusion, interval, paired, summarise
+from cspipe.headtrain.evaluate import Answers, accuracy, confusion, interval, paired, split_means, summarise
 
 
 def result(method: str, split: int, value: float, train_seed: int = 0) -> dict:
@@ -54,10 +54,43 @@ def test_a_split_that_only_one_method_has_is_no_pair():
     assert told == {"theirs": {"mean_difference": pytest.approx(0.1), "ci95": None}}
 
 
-def test_results_of_other_training_seeds_are_other_pairs():
-    results = [result("ours", 0, 0.9, 0), result("ours", 0, 0.7, 1), result("theirs", 0, 0.6, 0),
-               result("theirs", 0, 0.6, 1)]  # fmt: skip
-    assert paired(results, "ours")["theirs"]["mean_difference"] == pytest.approx(0.2)
+SEVERAL_SEEDS = [
+    *(result("ours", 0, value, seed) for seed, value in enumerate((0.9, 0.7))),
+    *(result("ours", 1, value, seed) for seed, value in enumerate((0.6, 0.6))),
+    *(result("theirs", split, value, 0) for split, value in ((0, 0.5), (1, 0.4))),
+]
+
+
+def test_training_seeds_of_a_split_are_averaged_before_anything_else():
+    means = split_means(SEVERAL_SEEDS)
+    assert means == {"ours": {0: pytest.approx(0.8), 1: pytest.approx(0.6)}, "theirs": {0: 0.5, 1: 0.4}}
+
+
+def test_intervals_count_splits_and_not_training_seeds():
+    told = summarise(SEVERAL_SEEDS)["ours"]
+    assert told == {"mean": pytest.approx(0.7), "ci95": pytest.approx(interval([0.8, 0.6]))}
+    assert told["ci95"] != pytest.approx(interval([0.9, 0.7, 0.6, 0.6]))
+
+
+def test_a_split_is_one_pair_however_often_either_method_was_trained_on_it():
+    told = paired(SEVERAL_SEEDS, "ours")["theirs"]
+    assert told == {"mean_difference": pytest.approx(0.25), "ci95": pytest.approx(interval([0.3, 0.2]))}
+
+
+def test_answers_keep_of_each_row_what_the_figures_need():
+    said = Answers.of(np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], np.float32), np.array([1, 1]))
+    assert said.predicted_M.tolist() == [0, 1]
+    assert said.confidence_M.tolist() == [0.5, 1.0]
+    assert said.likelihood_M.tolist() == [0.25, 1.0]
+    assert said.entropy_M == pytest.approx([1.5 * np.log(2), 0])
+
+
+def test_pooled_answers_are_the_rows_of_all_parts_in_turn():
+    one = Answers.of(np.array([[0.9, 0.1]]), np.array([1]))
+    two = Answers.of(np.array([[0.2, 0.8]]), np.array([0]))
+    both = Answers.pool([one, two])
+    assert both.label_M.tolist() == [1, 0] and both.predicted_M.tolist() == [0, 1]
+    assert both.likelihood_M.tolist() == [0.1, 0.2] and len(both.entropy_M) == 2
 
 
 def test_nothing_is_paired_where_the_method_was_not_run():

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, load_head
-from cspipe.headtrain.heads import group_tasks, save_head
+from cspipe.headtrain.headfile import save_head
+from cspipe.headtrain.heads import group_tasks
 from cspipe.headtrain.settings import method_settings
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError, UnknownNameError
 

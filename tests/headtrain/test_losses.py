@@ -71,18 +71,11 @@ def test_marginal_kl_refuses_a_prior_of_another_number_of_classes():
         losses.content_marginal_kl(logits_BK=torch.zeros(4, 3), prior_K=torch.ones(2) / 2)
 
 
-def test_closed_form_content_term_is_marginal_kl_plus_weighted_entropy():
-    rows, prior = logits([0.5, 0.5], [0.5, 0.5]), torch.tensor([0.25, 0.75], dtype=torch.float64)
-    value = losses.content_prior_divergence(logits_BK=rows, prior_K=prior, entropy_weight=0.3)
-    marginal = 0.5 * LN2 + 0.5 * math.log(2 / 3)
-    assert value.item() == pytest.approx(marginal + 0.3 * LN2, abs=1e-12)
-
-
-def test_closed_form_content_term_is_0_for_one_hot_content_in_the_priors_proportions():
+def test_both_parts_of_the_closed_form_content_term_are_0_for_one_hot_content_in_the_priors_proportions():
     rows = torch.tensor([[1e4, 0.0], [0.0, 1e4], [0.0, 1e4], [0.0, 1e4]], dtype=torch.float64)
     prior = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    value = losses.content_prior_divergence(logits_BK=rows, prior_K=prior, entropy_weight=1.0)
-    assert value.item() == pytest.approx(0, abs=1e-12)
+    assert losses.content_marginal_kl(logits_BK=rows, prior_K=prior).item() == pytest.approx(0, abs=1e-12)
+    assert losses.content_entropy(logits_BK=rows).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_two_estimators_of_the_adversarial_term_differ_as_written():
@@ -139,12 +132,19 @@ def doubles(*shape: int, seed: int = 0) -> Tensor:
 
 PRIOR = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 LABEL = torch.tensor([[0, 1, 2, 2], [1, 1, 0, 2]])
+CONTENT = doubles(2, 4, 3, seed=7).detach().softmax(-1)
+SHARE = torch.tensor([[0.2, 0.5, 0.9, 1.0], [0.0, 0.3, 0.6, 0.7]], dtype=torch.float64)[..., None]
 TERMS = {
     "L_c": (lambda x: losses.content_cross_entropy(logits_LK=x, label_L=LABEL[: len(x)] if x.ndim == 3 else LABEL[0]),
             [(2, 4, 3)]),
     "entropy": (lambda x: losses.content_entropy(logits_BK=x), [(2, 4, 3)]),
     "marginal": (lambda x: losses.content_marginal_kl(logits_BK=x, prior_K=PRIOR), [(2, 4, 3)]),
-    "D_c": (lambda x: losses.content_prior_divergence(logits_BK=x, prior_K=PRIOR, entropy_weight=0.6), [(2, 4, 3)]),
+    "gaussian": (lambda x: losses.gaussian_kl(style_BS=x), [(2, 6, 3)]),
+    "mmd": (lambda x, y: losses.mmd(style_BS=x, prior_BS=y), [(2, 4, 3), (2, 4, 3)]),
+    "sharpened": (lambda x: losses.sharpened(content_BK=x.softmax(-1), temperature=0.5).square().sum((-2, -1)),
+                  [(2, 4, 3)]),
+    "L_mix": (lambda x: losses.interpolation(logits_BK=x, content_BK=CONTENT[: x.numel() // 12].view(x.shape),
+                                             share_B1=SHARE[: x.numel() // 12].view(*x.shape[:-1], 1)), [(2, 4, 3)]),
     "nonsaturating": (lambda x: losses.adversarial(logit_B=x, estimator="nonsaturating"), [(2, 4)]),
     "kl": (lambda x: losses.adversarial(logit_B=x, estimator="kl"), [(2, 4)]),
     "discriminator": (lambda x, y: losses.discriminator_loss(logit_prior_B=x, logit_model_B=y), [(2, 4), (2, 5)]),
@@ -159,7 +159,7 @@ def test_gradient_is_the_derivative(name):
     assert torch.autograd.gradcheck(term, inputs)
 
 
-@pytest.mark.parametrize("name", [name for name in TERMS if name != "L_c"])
+@pytest.mark.parametrize("name", [name for name in TERMS if name not in ("L_c", "L_mix")])
 def test_leading_axes_give_each_slices_own_value(name):
     term, shapes = TERMS[name]
     inputs = [doubles(*shape, seed=number).detach() for number, shape in enumerate(shapes)]
@@ -168,6 +168,67 @@ def test_leading_axes_give_each_slices_own_value(name):
     assert together[0] != together[1]
     for head in range(2):
         assert together[head].item() == pytest.approx(term(*(x[head] for x in inputs)).item(), abs=1e-14)
+
+
+def test_gaussian_kl_is_the_known_value_of_the_rows_moments_and_0_for_those_of_the_prior():
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    assert losses.gaussian_kl(style_BS=corners).item() == pytest.approx(0, abs=1e-4)
+    moved = losses.gaussian_kl(style_BS=2 * corners + torch.tensor([3.0, 0.0])).item()
+    assert moved == pytest.approx(0.5 * (8 + 9 - 2 - math.log(16)), abs=1e-3)
+    turned = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    assert losses.gaussian_kl(style_BS=turned).item() > 3
+
+
+def test_gaussian_kl_is_finite_and_falls_with_spread_where_there_are_fewer_rows_than_dimensions():
+    style = doubles(3, 8).detach()
+    assert math.isfinite(losses.gaussian_kl(style_BS=style).item())
+    assert losses.gaussian_kl(style_BS=torch.zeros(3, 8)).item() > losses.gaussian_kl(style_BS=style.float()).item()
+    with pytest.raises(SettingError, match=r"at least two rows .* given \(1, 8\)"):
+        losses.gaussian_kl(style_BS=style[:1])
+
+
+def test_mmd_is_0_on_average_between_two_draws_of_the_prior_and_grows_with_the_shift():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(200, 64, 4, generator=generator) for _ in range(2))
+    same = losses.mmd(style_BS=one, prior_BS=other)
+    assert abs(same.mean().item()) < 4 * same.std().item() / 200**0.5
+    by_shift = [losses.mmd(style_BS=one + shift, prior_BS=other).mean().item() for shift in (0.5, 1.0, 2.0)]
+    assert same.mean().item() < by_shift[0] < by_shift[1] < by_shift[2]
+
+
+def test_mmd_of_single_points_apart_is_the_kernels_own_arithmetic():
+    at_0, at_2 = torch.zeros(2, 1, dtype=torch.float64), torch.full((2, 1), 2.0, dtype=torch.float64)
+    value = losses.mmd(style_BS=at_0, prior_BS=at_2).item()
+    assert value == pytest.approx(1 + 1 - 2 * 2 / (2 + 4), abs=1e-12)
+    with pytest.raises(SettingError, match=r"two tensors of one shape"):
+        losses.mmd(style_BS=at_0, prior_BS=at_2[:1])
+
+
+def test_sharpening_squares_the_odds_at_one_half_and_changes_nothing_at_1():
+    content = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
+    sharp = losses.sharpened(content_BK=content, temperature=0.5)[0]
+    assert (sharp[0] / sharp[1]).item() == pytest.approx(4) and sharp.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(losses.sharpened(content_BK=content, temperature=1.0), content)
+
+
+def test_interpolation_follows_the_mix_of_each_row_and_the_row_before_it_which_is_held_fixed():
+    content = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    share = torch.tensor([[0.25], [1.0]], dtype=torch.float64)
+    rows = logits([0.25, 0.75], [0.5, 0.5]).requires_grad_()
+    value = losses.interpolation(logits_BK=rows, content_BK=content, share_B1=share)
+    first = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert value.item() == pytest.approx((first + LN2) / 2, abs=1e-12)
+    gradients = torch.autograd.grad(value, [rows, content], allow_unused=True)
+    assert gradients[1] is None
+    assert gradients[0][0].abs().max().item() < 1e-12  # the first row already says what it should
+    with pytest.raises(SettingError, match=r"shares \(\.\.\., B, 1\)"):
+        losses.interpolation(logits_BK=rows, content_BK=content, share_B1=share[:1])
+
+
+def test_mixing_tokens_and_contents_is_the_same_linear_map():
+    token, share = doubles(2, 5, 3).detach(), torch.rand(2, 5, 1, dtype=torch.float64)
+    expected = share * token + (1 - share) * token[:, [4, 0, 1, 2, 3]]
+    torch.testing.assert_close(losses.mixed(token, share), expected)
 
 
 def test_leading_axes_of_the_cross_entropy_give_each_slices_own_value():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from cspipe.headtrain.prior import class_prior, estimated_prior, labelled_prior
+from cspipe.headtrain.prior import class_prior, estimated_prior, labelled_prior, smoothed
 from cspipe.store.errors import SettingError
 
 NOTHING = np.empty((0, 1), np.float32)
@@ -66,4 +66,17 @@ def test_estimated_prior_follows_the_unlabelled_rows_where_labels_are_balanced()
     token = (generator.normal(size=(1000, 4)) + 4 * label[:, None]).astype(np.float32)
     chosen = np.r_[0:20, 980:1000]
     found = of_kind("estimated", token_ND=token, token_LD=token[chosen], label=label[chosen])
-    assert found == pytest.approx([0.9, 0.1], abs=0.02)
+    assert found == pytest.approx([(40 * 0.9 + 1) / 42, (40 * 0.1 + 1) / 42], abs=0.01)
+
+
+def test_smoothing_adds_one_count_a_class_to_as_many_as_there_are_labels():
+    assert smoothed(np.array([1.0, 0.0]), 8) == pytest.approx([0.9, 0.1])
+    assert smoothed(np.array([0.5, 0.3, 0.2]), 10**9) == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_no_class_is_estimated_away_where_labels_are_few():
+    generator = np.random.default_rng(0)
+    token = generator.normal(size=(300, 2)).astype(np.float32)
+    label = np.repeat([0, 1], 3)
+    found = of_kind("estimated", token_ND=token + 9, token_LD=token[:6] + 9 * label[:, None], label=label)
+    assert found[0] >= 1 / 8 and found.sum() == pytest.approx(1)

@@ -22,7 +22,7 @@ def test_projection_is_pca_of_the_standardised_rows_up_to_the_sign_of_each_compo
     token = correlated()
     standard = StandardScaler().fit_transform(token.astype(np.float64))
     expected = PCA(components).fit(standard).transform(standard)
-    fitted = fit_projection(torch.from_numpy(token), components)
+    fitted = fit_projection(torch.from_numpy(token), components, scale_floor=0)
     ours = fitted(torch.from_numpy(token)).numpy()
     assert fitted.width == components == ours.shape[1]
     sign = np.sign((ours * expected).sum(0))
@@ -32,10 +32,26 @@ def test_projection_is_pca_of_the_standardised_rows_up_to_the_sign_of_each_compo
 @pytest.mark.parametrize("components", [0, 12, 99])
 def test_0_or_as_many_components_as_dimensions_standardises_alone(components):
     token = correlated()
-    fitted = fit_projection(torch.from_numpy(token), components)
+    fitted = fit_projection(torch.from_numpy(token), components, scale_floor=0)
     assert fitted.basis_DP is None
     assert fitted.width == 12
     np.testing.assert_allclose(fitted(torch.from_numpy(token)), StandardScaler().fit_transform(token), atol=1e-4)
+
+
+def test_the_scale_has_a_floor_of_the_mean_variance_and_a_large_one_leaves_the_proportions_alone():
+    token = torch.from_numpy(correlated())
+    variance = token.double().var(0, correction=0)
+    floored = fit_projection(token, 0, scale_floor=0.5).scale_D.double()
+    torch.testing.assert_close(floored, (variance + 0.25 * variance.mean()).sqrt(), rtol=1e-4, atol=0)
+    alone = fit_projection(token, 0, scale_floor=1e4).scale_D
+    torch.testing.assert_close(alone, torch.full_like(alone, alone[0].item()), rtol=1e-4, atol=0)
+
+
+def test_a_nearly_dead_dimension_stays_small_instead_of_being_raised_to_the_others_weight():
+    token = torch.from_numpy(correlated())
+    token[:, 3] = torch.linspace(0, 1e-3, len(token))
+    assert fit_projection(token, 0, scale_floor=0)(token)[:, 3].std() > 0.9
+    assert fit_projection(token, 0)(token)[:, 3].std() < 1e-3
 
 
 def test_statistics_do_not_depend_on_how_rows_are_cut_into_blocks(monkeypatch):
@@ -60,7 +76,7 @@ def test_a_constant_dimension_becomes_0_and_carries_no_component():
 
 def test_offset_rows_lose_no_precision():
     token = correlated() + np.float32(3000)
-    fitted = fit_projection(torch.from_numpy(token), 0)
+    fitted = fit_projection(torch.from_numpy(token), 0, scale_floor=0)
     np.testing.assert_allclose(fitted.scale_D, token.astype(np.float64).std(0), rtol=1e-3)
 
 

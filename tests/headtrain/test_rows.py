@@ -135,3 +135,17 @@ def test_labels_that_cannot_be_drawn_are_refused(store, partly, make_store, blob
     with pytest.raises(SettingError, match=r"class 2 has 1 labelled rows.*fewer labels, or use --draw natural"):
         labelled_positions(rows, 30, 1, "balanced")
     assert len(labelled_positions(rows, 30, 1, "natural")[0]) == 30
+
+
+def test_cached_views_come_with_the_training_rows_in_their_order_as_many_as_are_asked_for(make_store, blobs):
+    train, one, two = blobs(30, 1), blobs(30, 3), blobs(30, 4)
+    splits = {"train": train, "train-affine-1": one, "train-affine-2": two, "test": blobs(9, 2)}
+    path = make_store(splits, same_images=("train-affine-1", "train-affine-2"), bad=(4,))
+    rows = read_rows(path, views=5)
+    kept = np.arange(30) != 4
+    assert [view.shape for view in rows.view_VND] == [(29, 24), (29, 24)]
+    for view, expected in zip(rows.view_VND, (one, two), strict=True):
+        np.testing.assert_array_equal(view.numpy(), expected.token[kept])
+    assert len(read_rows(path, views=1).view_VND) == 1 and read_rows(path).view_VND == ()
+    short = read_rows(path, dev_rows=9, views=1)
+    assert len(short.view_VND[0]) == len(short.token_ND) == 20

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from cspipe.headtrain import HeadSettings, load_head
+from cspipe.headtrain.baselines import BASELINES
 from cspipe.headtrain.evaluate import interval
 from cspipe.headtrain.rows import labelled_positions, read_rows
 from cspipe.headtrain.run import run_head
 from cspipe.headtrain.settings import HEAD_METHODS
-from cspipe.headtrain.study import METHODS, make_trials
+from cspipe.headtrain.study import METHODS, Memory, make_trials
 from cspipe.store import open_store
 from cspipe.store.errors import SettingError, UnknownNameError
 from cspipe.store.split import split_hash
@@ -51,7 +52,7 @@ def test_the_document_has_the_fields_that_the_outside_relies_on(everything, stor
     assert everything.keys() >= {"store", "backbone", "dataset", "labels", "results", "summary", "paired", "seconds"}
     assert (everything["store"], everything["backbone"]) == (str(store), "lite0")
     assert (everything["dataset"], everything["labels"]) == ("blobs", 12)
-    assert everything["rows"] == {"train": 240, "judged": 150, "flagged": 0}
+    assert everything["rows"] == {"train": 240, "views": 0, "judged": 150, "flagged": 0}
     assert len(everything["results"]) == 3 * len(METHODS)
     for row in everything["results"]:
         assert row.keys() == {"method", "labels", "split_seed", "train_seed", "accuracy"}
@@ -72,6 +73,14 @@ def test_summary_and_differences_follow_from_the_results(everything):
         differences = np.subtract(values["content-style"], values[method])
         assert told["mean_difference"] == pytest.approx(differences.mean())
         assert told["ci95"] == pytest.approx(interval(differences))
+
+
+def test_every_method_is_diagnosed_in_the_document_and_in_the_report(everything, folder):
+    assert everything["diagnostics"].keys() == set(METHODS)
+    for method, told in everything["diagnostics"].items():
+        assert told["recall"] == [row[i] / 150 for i, row in enumerate(everything["confusion"][method])]
+        assert 0 <= told["calibration_error"] <= 1 and told["seconds"] > 0
+    assert json.loads((folder / "report.json").read_text())["diagnostics"] == everything["diagnostics"]
 
 
 def test_confusion_counts_every_judged_row_of_every_split(everything):
@@ -203,8 +212,40 @@ def test_cross_validation_needs_two_labelled_rows_of_each_class(run, make_store,
 def test_dev_rows_are_judged_and_recorded_with_the_head(run, store):
     told = run(store, dev_rows=40, seeds=2, methods=["content-style"])
     assert told["evaluation"] == "dev"
-    assert told["rows"] == {"train": 200, "judged": 40, "flagged": 0}
+    assert told["rows"] == {"train": 200, "views": 0, "judged": 40, "flagged": 0}
     assert load_head(Path(told["run"]) / "heads/content-style-0.safetensors").card["dev_rows"] == 40
+
+
+def test_several_training_seeds_of_a_split_are_rows_of_their_own_and_the_first_one_is_kept(run, store):
+    told = run(store, seeds=2, train_seed=3, train_seeds=2, methods=["content-style", "logistic", "self-training"])
+    assert [(row["split_seed"], row["train_seed"]) for row in told["results"][:4]] == [(0, 3), (1, 3), (0, 4), (1, 4)]
+    alone = run(store, seeds=2, train_seed=4, methods=["content-style", "logistic", "self-training"])
+    for method in ("content-style", "logistic", "self-training"):
+        value = {(r["split_seed"], r["train_seed"]): r["accuracy"] for r in told["results"] if r["method"] == method}
+        again = {(r["split_seed"], r["train_seed"]): r["accuracy"] for r in alone["results"] if r["method"] == method}
+        assert {key: value[key] for key in again} == again
+        means = [(value[split, 3] + value[split, 4]) / 2 for split in range(2)]
+        assert told["summary"][method]["ci95"] == pytest.approx(interval(means))
+    heads = Path(told["run"]) / "heads"
+    assert {path.name for path in heads.iterdir()} == {"content-style-0.safetensors", "content-style-1.safetensors"}
+    saved, rows = load_head(heads / "content-style-1.safetensors"), read_rows(store)
+    right = float(np.mean(saved.head.predict(rows.eval_token_MD) == rows.eval_label_M))
+    kept, other = (r["accuracy"] for r in told["results"][1:4:2])
+    assert right == saved.card["accuracy"] == kept != other and saved.card["train_seed"] == 3
+    assert np.array(told["confusion"]["logistic"]).sum() == 4 * 150
+
+
+def test_runs_that_share_a_memory_compute_a_baseline_once_and_give_the_same_numbers(run, store, monkeypatch):
+    calls = []
+    logistic = BASELINES["logistic"]
+    counted = {**BASELINES, "logistic": lambda given: calls.append(1) or logistic(given)}
+    monkeypatch.setattr("cspipe.headtrain.study.BASELINES", counted)
+    memory, methods = Memory(), ["content-style", "logistic", "self-training"]
+    first, again = (run(store, methods=methods, memory=memory) for _ in range(2))
+    assert len(calls) == 3
+    assert first["results"] == again["results"] == run(store, methods=methods)["results"]
+    run(store, methods=methods, memory=memory, labels=15)
+    assert len(calls) == 9
 
 
 def test_one_split_has_no_interval(run, store):

@@ -9,9 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cspipe.headtrain.batches import Pools, draw_batches, draw_passes, draw_prior, gather, head_generators
+from cspipe.headtrain.losses import mixed
 from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.train import Pools, critics_in_use, draw_passes, draw_prior, objective, total, train_heads
+from cspipe.headtrain.train import train_heads
 
 BASE = HeadSettings(style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
 KINDS = {
@@ -19,7 +22,9 @@ KINDS = {
     "all adversarial": {
         "content_term": "adversarial", "estimator": "kl", "lambda_c": 0.1, "lambda_s": 0.01, "lambda_y": 0.01,
     },
-    "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0},
+    "gaussian": {"style_term": "gaussian"},
+    "mmd": {"style_term": "mmd", "lambda_mix": 0.0},
+    "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0},
 }  # fmt: skip
 UNLABELLED = [torch.arange(90), torch.arange(60), torch.arange(30, 90)]
 LABELLED = [torch.arange(9), torch.arange(3, 27), torch.arange(40, 52)]
@@ -69,9 +74,9 @@ def test_history_has_fifty_records_of_every_term_and_progress_is_told_as_often()
         stack, torch.randn(90, 12), torch.arange(90) % 3, pools, chosen, seeds=[0], on_step=told.append
     )
     assert [int(record["step"]) for record in history] == told == list(range(2, 101, 2))
-    symbols = {"L_c", "D_c", "D_s", "D_y", "L_y"}
+    symbols = {"L_c", "D_c", "D_s", "D_y", "L_y", "L_mix"}
     judged = {"D_c_kl", "D_s_kl", "D_y_kl", "critic_content", "critic_style", "critic_token"}
-    assert history[0].keys() == symbols | judged | {"step"}
+    assert history[0].keys() == symbols | judged | {"step", "restarts", "content_entropy", "content_kl"}
 
 
 def test_supervised_training_never_looks_at_an_unlabelled_row():
@@ -113,15 +118,16 @@ def test_a_weight_of_0_switches_its_term_and_its_discriminator_off(off, left):
     assert critics_in_use(chosen) == dict.fromkeys(critics, 8)
     stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics=critics_in_use(chosen), seeds=[0])
     terms, samples = objective(stack, torch.randn(1, 12, 12), torch.zeros(1, 4, dtype=torch.int64), PRIORS[:1], chosen)
-    assert {name for name in terms if not name.endswith("_kl")} == left
+    assert {name for name in terms if not name.startswith("content") and not name.endswith("_kl")} == left
     assert samples.keys() == critics
 
 
 def test_total_is_the_weighted_sum_and_the_logged_kl_is_no_part_of_it():
     values = {"L_c": 1.0, "D_c": 10.0, "D_s": 100.0, "D_s_kl": 5e5, "D_y": 1000.0, "L_y": 10_000.0}
     terms = {name: torch.tensor([value]) for name, value in values.items()}
-    chosen = replace(BASE, lambda_c=0.1, lambda_s=0.2, lambda_y=0.3, lambda_yy=0.4)
-    assert total(terms, chosen).tolist() == pytest.approx([1 + 1 + 20 + 300 + 4000])
+    terms |= {"L_mix": torch.tensor([1e5]), "content_kl": torch.tensor([1e9])}
+    chosen = replace(BASE, lambda_c=0.1, lambda_s=0.2, lambda_y=0.3, lambda_yy=0.4, lambda_mix=0.5)
+    assert total(terms, chosen).tolist() == pytest.approx([1 + 1 + 20 + 300 + 4000 + 50_000])
 
 
 def test_the_rebuilt_tokens_target_is_held_fixed():
@@ -136,6 +142,83 @@ def test_the_rebuilt_tokens_target_is_held_fixed():
     through_given = torch.autograd.grad(given_target["L_y"].sum(), [token, target], allow_unused=True)
     torch.testing.assert_close(through_own, through_given[0])
     assert through_given[1] is None
+
+
+def batches_of(pools: Pools, table_rows: int, chosen: HeadSettings = BASE):
+    generators = head_generators(range(len(pools.labelled)), "cpu")
+    return draw_batches(pools, chosen, generators, table_rows, torch.float32)
+
+
+def test_views_of_a_step_are_views_of_its_rows_and_labelled_rows_may_be_clean_too():
+    pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2], views=3)
+    drawn = [batch for batch, _ in zip(batches_of(pools, 4 * 90), range(50), strict=False)]
+    views = torch.cat([batch.view_HB for batch in drawn], 1)
+    rows = torch.cat([batch.unlabelled_HB for batch in drawn], 1)
+    assert torch.equal(views % 90, rows)
+    assert set((views // 90).unique().tolist()) == {1, 2, 3}
+    labelled = torch.cat([batch.labelled_HL for batch in drawn], 1)
+    assert set((labelled // 90).unique().tolist()) == {0, 1, 2, 3}
+    assert set((labelled[0] % 90).tolist()) == set(LABELLED[0].tolist())
+
+
+def test_without_views_the_rows_themselves_are_mixed():
+    batch = next(batches_of(Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1]), 90))
+    assert torch.equal(batch.view_HB, batch.unlabelled_HB)
+
+
+def test_a_step_sees_labelled_then_clean_then_mixed_rows():
+    pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2], views=1)
+    batch, table = next(batches_of(pools, 180)), torch.randn(180, 5, generator=torch.Generator().manual_seed(1))
+    token, share = gather(table, batch, BASE)
+    assert token.shape == (2, 12 + 32 + 32, 5)
+    assert torch.equal(token[:, :12], table[batch.labelled_HL])
+    assert torch.equal(token[:, 12:44], table[batch.unlabelled_HB])
+    torch.testing.assert_close(token[:, 44:], mixed(table[batch.view_HB], batch.share_HB1))
+    assert share is batch.share_HB1
+    alone, share = gather(table, batch, replace(BASE, lambda_mix=0.0))
+    assert share is None
+    assert torch.equal(alone, token[:, :44])
+
+
+def test_training_looks_at_the_views_and_a_head_of_many_is_still_the_head_alone():
+    chosen = replace(BASE, steps=30)
+    table = torch.randn(270, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2], views=2)
+
+    def weights(heads: list[int], spoil: bool = False) -> torch.Tensor:
+        mine = Pools([pools.labelled[h] for h in heads], [pools.unlabelled[h] for h in heads], PRIORS[heads], 2)
+        seeds = [5 + head for head in heads]
+        stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={"style": 8}, seeds=seeds).double()
+        rows = torch.cat([table[:90], 0 * table[90:]]) if spoil else table
+        train_heads(stack, rows, torch.arange(90) % 3, mine, chosen, seeds=seeds)
+        return stack.encoder[0].weight.detach()
+
+    together = weights([0, 1])
+    torch.testing.assert_close(together[1], weights([1])[0], rtol=0, atol=1e-10)
+    assert not torch.allclose(together, weights([0, 1], spoil=True))
+
+
+def test_a_head_that_is_lost_goes_back_to_its_last_good_state_and_the_others_notice_nothing():
+    chosen = replace(BASE, steps=100)
+
+    def final(poison: bool):
+        table = torch.randn(90, 12, generator=torch.Generator().manual_seed(0))
+        stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={"style": 8}, seeds=[0, 1])
+        pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2])
+
+        def spoil(step: int) -> None:
+            if poison and step == 50:
+                stack.encoder[0].weight.data[0, 0, 0] = torch.nan
+
+        history = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=[0, 1], on_step=spoil)
+        return stack, history
+
+    (stack, history), (calm, calm_history) = final(True), final(False)
+    assert history[-1]["restarts"].tolist() == [1, 0] and calm_history[-1]["restarts"].tolist() == [0, 0]
+    assert all(value.isfinite().all() for value in stack.state_dict().values())
+    for name, value in stack.state_dict().items():
+        torch.testing.assert_close(value[1], calm.state_dict()[name][1], rtol=0, atol=1e-6)
+    assert history[-1]["L_c"][0] < 0.7 * history[0]["L_c"][0]
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,159 @@
+"""What a step sees: rows drawn for many heads at once, their tokens gathered and mixed.
+
+Legend: `H` heads, `B` unlabelled batch rows, `L` labelled batch rows, `T` clean rows of the resident table, `V` views,
+`P` projected width, `K` classes, `S` style, `Q` steps drawn ahead, `X` all rows of a step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cspipe.headtrain import losses
+from cspipe.headtrain.projection import Projection
+from cspipe.headtrain.settings import HeadSettings
+
+STEPS_DRAWN_AHEAD = 50
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Which rows of the resident table each head may look at.
+
+    Attributes:
+        labelled: one vector of row numbers a head.
+        unlabelled: one vector of row numbers a head; all training rows, the labelled ones too.
+        prior_HK: class prior of each head.
+        views: V, augmented views of each row. The table holds the clean rows first, then all rows' first view, and
+            so on: view v of row r is row r + v T.
+    """
+
+    labelled: Sequence[Tensor]
+    unlabelled: Sequence[Tensor]
+    prior_HK: Tensor
+    views: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows that a training looks at, resident on its device.
+
+    Attributes:
+        projections: one a group of heads, which look at the same rows.
+        group: number of each head's group.
+        table_TP: all clean rows, then their first view, and so on: `(T (V + 1), P)`.
+        label_T: classes of the clean rows; only those of labelled rows are looked at.
+        labelled: row numbers of each head, see `Pools`.
+        unlabelled: likewise.
+        renew: called before each step where the table holds a part of the rows at a time.
+    """
+
+    projections: list[Projection]
+    group: list[int]
+    table_TP: Tensor
+    label_T: Tensor
+    labelled: Sequence[Tensor]
+    unlabelled: Sequence[Tensor]
+    renew: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees: row numbers, draws of the priors.
+
+    `view_HB` are views of the unlabelled rows, the clean rows themselves where there are none; `share_HB1` is what
+    each of them keeps when it is mixed with the row beside it.
+    """
+
+    labelled_HL: Tensor
+    unlabelled_HB: Tensor
+    view_HB: Tensor
+    share_HB1: Tensor
+    content_prior_HB: Tensor
+    style_prior_HBS: Tensor
+    real_HB: Tensor
+
+
+def head_generators(seeds: Sequence[int], device: torch.device | str) -> list[torch.Generator]:
+    """One generator a head, so that a head draws the same rows whatever trains beside it."""
+    return [torch.Generator(device).manual_seed(seed + 1_000_003) for seed in seeds]
+
+
+def draw_passes(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` entries of `pool` in whole shuffled passes: every row is seen equally often."""
+    passes = -(-count // len(pool))
+    order = [torch.randperm(len(pool), generator=generator, device=pool.device) for _ in range(passes)]
+    return pool[torch.cat(order)[:count]]
+
+
+def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: int) -> Tensor:
+    """Classes `(steps, draws)` of the prior by systematic sampling: each count is its expectation to within one.
+
+    With a uniform prior the draws of a step are exactly balanced, as in the predecessor.
+    """
+    start_Q1 = torch.rand(steps, 1, generator=generator, device=prior_K.device, dtype=prior_K.dtype)
+    point_QB = (torch.arange(draws, device=prior_K.device) + start_Q1) / draws
+    edges_K = prior_K.cumsum(0)
+    edges_K = edges_K / edges_K[-1]
+    return torch.searchsorted(edges_K, point_QB, right=True).clamp_max(len(prior_K) - 1)
+
+
+def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator, *, clean: bool) -> Tensor:
+    """For each row one of its views, or with `clean` the clean row too, equally likely; the rows where V is 0."""
+    if not pools.views:
+        return row_QB
+    first = 0 if clean else 1
+    view_QB = torch.randint(first, pools.views + 1, row_QB.shape, generator=generator, device=row_QB.device)
+    return row_QB + rows * view_QB
+
+
+def draw_batches(
+    pools: Pools, settings: HeadSettings, generators: Sequence[torch.Generator], table_rows: int, dtype: torch.dtype
+) -> Iterator[Batch]:
+    """Batches without end; the draws of many steps are made together, so no step runs Python a head.
+
+    Args:
+        pools: rows of each head.
+        settings: sizes of the batches.
+        generators: one a head.
+        table_rows: rows of the table, views included.
+        dtype: of the draws.
+    """
+    ahead, rows, clean_rows = STEPS_DRAWN_AHEAD, settings.batch, table_rows // (pools.views + 1)
+    while True:
+        labelled, unlabelled, view, share, content, style, real = [], [], [], [], [], [], []
+        for head, generator in enumerate(generators):
+            pool, labels = pools.unlabelled[head], pools.labelled[head]
+            known = draw_passes(labels, ahead * settings.labelled_batch, generator).view(ahead, -1)
+            labelled.append(draw_views(known, pools, clean_rows, generator, clean=True))
+            unlabelled.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
+            view.append(draw_views(unlabelled[-1], pools, clean_rows, generator, clean=False))
+            share.append(torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype))
+            real.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
+            content.append(draw_prior(pools.prior_HK[head], rows, generator, ahead))
+            noise = torch.randn(ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype)
+            style.append(noise)
+        parts = (labelled, unlabelled, view, share, content, style, real)
+        drawn = [torch.stack(part, 1) for part in parts]
+        for step in range(ahead):
+            yield Batch(*(part[step] for part in drawn))
+
+
+def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:
+    """Tokens of a step, `(H, X, P)`: labelled, unlabelled and mixed rows; and the mixed rows' shares, if there are any.
+
+    Every row is copied out of the table once, straight to its place.
+    """
+    (heads, known), rows, width = batch.labelled_HL.shape, batch.unlabelled_HB.shape[1], table_TP.shape[1]
+    if not settings.semi_supervised:
+        return table_TP[batch.labelled_HL], None
+    parts = [batch.labelled_HL, batch.unlabelled_HB]
+    if settings.lambda_mix:
+        parts.append(batch.view_HB)
+    token_HXP = table_TP.index_select(0, torch.cat(parts, 1).reshape(-1)).view(heads, -1, width)
+    if not settings.lambda_mix:
+        return token_HXP, None
+    view_HBP = token_HXP[:, known + rows :]
+    view_HBP.copy_(losses.mixed(view_HBP, batch.share_HB1))
+    return token_HXP, batch.share_HB1

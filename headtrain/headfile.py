@@ -1,0 +1,114 @@
+"""One trained head in a file: safetensors, with what it belongs to as JSON in its header."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cspipe.headtrain.heads import Head
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.objective import critics_in_use
+from cspipe.headtrain.projection import Projection
+from cspipe.headtrain.settings import HeadSettings
+from cspipe.store.errors import MismatchError, MissingDataError
+
+FORMAT = 2
+
+
+def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: Mapping[str, Any]) -> None:
+    """Writes one head as safetensors, atomically.
+
+    Args:
+        path: the file.
+        head: what to keep.
+        labelled_row_id: the store's row ids of the labelled rows it was trained with.
+        card: JSON facts that belong to it: method, store key, backbone, dataset, class names, split.
+    """
+    tensors = {f"stack.{name}": value.detach().cpu().contiguous() for name, value in head.stack.state_dict().items()}
+    tensors |= {
+        "projection.mean": head.projection.mean_D.cpu(),
+        "projection.scale": head.projection.scale_D.cpu(),
+    }
+    if head.projection.basis_DP is not None:
+        tensors["projection.basis"] = head.projection.basis_DP.cpu().contiguous()
+    tensors["labelled_row_id"] = torch.from_numpy(np.ascontiguousarray(labelled_row_id))
+    shape = {"classes": head.stack.classes, "width": head.stack.width}
+    facts = {"format": FORMAT, "settings": asdict(head.settings), "shape": shape, **card}
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={"cspipe": json.dumps(facts, allow_nan=False)})
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head from a file with what was recorded beside it."""
+
+    head: Head
+    labelled_row_id: NDArray[np.int64]
+    card: dict[str, Any]
+    path: Path
+
+
+def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
+    """Reads a head file.
+
+    Raises:
+        MissingDataError: there is no such file.
+        MismatchError: the file is not a head of this program.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"no head at {path}. Train one with cspipe head, or name another run.")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["cspipe"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise MismatchError(f"{path} is not a head written by cspipe head ({error}).") from error
+    if facts.get("format") not in (1, FORMAT):
+        raise MismatchError(f"{path} has head format {facts.get('format')}; this version reads format 1 and {FORMAT}.")
+    try:
+        head = build_head(facts, tensors, device)
+        return SavedHead(head, tensors["labelled_row_id"].numpy(), facts, path)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MismatchError(
+            f"{path} does not hold a whole head ({reason}). Train it again with cspipe head."
+        ) from error
+
+
+def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
+    """A head from what its file says and holds."""
+    settings = HeadSettings(**facts["settings"] | {"prior_given": tuple(facts["settings"]["prior_given"])})
+    stack = ContentStyle(
+        width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
+        hidden=settings.hidden, critics=critics_in_use(settings), seeds=[0],
+    )  # fmt: skip
+    weights = {name.removeprefix("stack."): t for name, t in tensors.items() if name.startswith("stack.")}
+    if facts["format"] == 1:
+        for part in ("encoder", "decoder"):
+            fold_batch_norm(weights, part)
+            getattr(stack, part)[1] = torch.nn.Identity()
+    stack.load_state_dict(weights)
+    basis = tensors.get("projection.basis")
+    projection = Projection(
+        tensors["projection.mean"].to(device), tensors["projection.scale"].to(device),
+        None if basis is None else basis.to(device),
+    )  # fmt: skip
+    return Head(stack.to(device).eval(), projection, settings)
+
+
+def fold_batch_norm(weights: dict[str, Tensor], part: str) -> None:
+    """Heads of format 1 had a batch norm `(1, F)` behind their first layer: it is folded into that layer, in place."""
+    norm = {name: weights.pop(f"{part}.1.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
+    factor_1F = norm["weight"] / (norm["running_var"] + 1e-5).sqrt()
+    weights[f"{part}.0.weight"] = weights[f"{part}.0.weight"] * factor_1F[:, None]
+    shifted_1F = weights[f"{part}.0.bias"][:, 0] - norm["running_mean"]
+    weights[f"{part}.0.bias"] = (shifted_1F * factor_1F + norm["bias"])[:, None]

@@ -1,0 +1,123 @@
+"""L_total of many heads: which terms the settings switch on, and what the discriminators are shown.
+
+Legend: `H` heads, `B` unlabelled batch rows, `L` labelled batch rows, `X` all rows of a step, `P` projected width,
+`K` classes, `S` style.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cspipe.headtrain import losses
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.settings import HeadSettings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a discriminator looked at `(H, B, ...)` and its logits `(H, B)`, still attached."""
+
+    value: Tensor
+    logit_HB: Tensor
+
+
+SYMBOLS = {"content": "D_c", "style": "D_s", "token": "D_y"}
+
+
+def objective(
+    stack: ContentStyle,
+    token_HXP: Tensor,
+    label_HL: Tensor,
+    prior_HK: Tensor,
+    settings: HeadSettings,
+    *,
+    target_HBP: Tensor | None = None,
+    share_HB1: Tensor | None = None,
+    prior_HBS: Tensor | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Sample]]:
+    """Every term of L_total that is switched on, one value a head, and the samples the discriminators look at.
+
+    Args:
+        stack: the heads.
+        token_HXP: the labelled rows, then the unlabelled rows, then, where there are shares, as many mixed rows; L is
+            `label_HL.shape[1]`. With no term on unlabelled rows the latter may be absent.
+        label_HL: class of each labelled row.
+        prior_HK: class prior.
+        settings: weights and estimators.
+        target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
+        share_HB1: share of the row itself in each mixed row; None: there are none, and no L_mix.
+        prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
+
+    Returns:
+        Terms `(H,)` by their symbol, unweighted, and what each discriminator judged, still attached.
+    """
+    known = label_HL.shape[1]
+    logits_HXK, style_HXS = stack.encode(token_HXP)
+    terms = {"L_c": losses.content_cross_entropy(logits_LK=logits_HXK[:, :known], label_L=label_HL)}
+    samples: dict[str, Sample] = {}
+    if not settings.semi_supervised:
+        return terms, samples
+    end = known + (token_HXP.shape[1] - known) // (1 if share_HB1 is None else 2)
+    logits_HBK, style_HBS, token_HBP = (part[:, known:end] for part in (logits_HXK, style_HXS, token_HXP))
+    content_HBK = logits_HBK.softmax(-1)
+    shown = {"content": content_HBK, "style": style_HBS}
+    if settings.lambda_y or settings.lambda_yy:
+        shown["token"] = stack.decode(content_HBK, style_HBS)
+        target_HBP = token_HBP if target_HBP is None else target_HBP
+        terms["L_y"] = losses.token_reconstruction(token_BD=target_HBP.detach(), rebuilt_BD=shown["token"])
+    if share_HB1 is not None:
+        followed_HBK = losses.sharpened(content_BK=content_HBK.detach(), temperature=settings.mix_temperature)
+        terms["L_mix"] = losses.interpolation(
+            logits_BK=logits_HXK[:, end:], content_BK=followed_HBK, share_B1=share_HB1
+        )
+    terms["content_entropy"] = losses.content_entropy(logits_BK=logits_HBK)
+    terms["content_kl"] = losses.content_marginal_kl(logits_BK=logits_HBK, prior_K=prior_HK)
+    if settings.lambda_c and settings.content_term == "entropy":
+        terms["D_c"] = terms["content_kl"] + settings.entropy_weight * terms["content_entropy"]
+    if settings.lambda_s and settings.style_term != "adversarial":
+        terms["D_s"] = closed_form_style(style_HBS, prior_HBS, settings)
+    for name in stack.critics:
+        logit_HB, symbol = stack.judge(name, shown[name]), SYMBOLS[name]
+        samples[name] = Sample(shown[name], logit_HB)
+        terms[symbol] = losses.adversarial(logit_B=logit_HB, estimator=settings.estimator)
+        terms[f"{symbol}_kl"] = losses.density_ratio_kl(logit_B=logit_HB.detach())
+    return terms, samples
+
+
+def closed_form_style(style_HBS: Tensor, prior_HBS: Tensor | None, settings: HeadSettings) -> Tensor:
+    """D_s `(H,)` without a discriminator."""
+    if settings.style_term == "gaussian":
+        return losses.gaussian_kl(style_BS=style_HBS)
+    return losses.mmd(style_BS=style_HBS, prior_BS=torch.randn_like(style_HBS) if prior_HBS is None else prior_HBS)
+
+
+def total(terms: dict[str, Tensor], settings: HeadSettings) -> Tensor:
+    """L_total `(H,)`: the weighted sum of the terms at hand."""
+    weights = {
+        "L_c": 1.0, "D_c": settings.lambda_c, "D_s": settings.lambda_s, "D_y": settings.lambda_y,
+        "L_y": settings.lambda_yy, "L_mix": settings.lambda_mix,
+    }  # fmt: skip
+    return torch.stack([weights[name] * value for name, value in terms.items() if name in weights]).sum(0)
+
+
+def critic_losses(stack: ContentStyle, samples: dict[str, Sample], reals: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Binary cross-entropy `(H,)` of every discriminator, prior or real rows against the model's.
+
+    The logits of the model's rows are those that encoder and decoder were judged by: one forward pass serves both,
+    and its gradient is asked for the discriminator's weights alone.
+    """
+    return {
+        name: losses.discriminator_loss(logit_prior_B=stack.judge(name, reals[name]), logit_model_B=sample.logit_HB)
+        for name, sample in samples.items()
+    }
+
+
+def critics_in_use(settings: HeadSettings) -> dict[str, int]:
+    """Discriminators that the settings ask for -> hidden width."""
+    use = {
+        "content": settings.lambda_c > 0 and settings.content_term == "adversarial",
+        "style": settings.lambda_s > 0 and settings.style_term == "adversarial",
+        "token": settings.lambda_y > 0,
+    }
+    return {name: settings.discriminator for name, wanted in use.items() if wanted}
