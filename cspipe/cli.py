@@ -37,6 +37,10 @@ Labels = Annotated[str | None, Option(metavar="N|all", callback=lambda text: tex
                                            "else 250]")]  # fmt: skip
 Weights = Annotated[Path | None, Option(help="File of backbone weights: .safetensors, or .pth read safely.")]
 DataDir = Annotated[Path | None, Option(help="Folder with the data set's own files.")]
+Augment = Annotated[str | None, Option(help="How views are drawn: affine, photometric, flips, rotations, or several "
+                                       "joined by +. [default: affine]")]  # fmt: skip
+RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the Python of an hf:NAME repository; needs "
+                                     "its commit as --revision.")]  # fmt: skip
 Backbone = Annotated[str | None, Option(help="Take the store of this backbone.")]
 Dataset = Annotated[str | None, Option(help="Take the store of this data set.")]
 
@@ -61,7 +65,7 @@ def root(
 @with_common
 def extract(
     backbone: Annotated[str, Argument(help="Name of a backbone; see cspipe ls.")],
-    dataset: Annotated[str, Argument(help="Name of a data set, or a folder of images.")],
+    dataset: Annotated[str, Argument(help="Name of a data set; or a folder, .csv, .npz, .tar or hf:OWNER/NAME.")],
     common: Common,
     split: Annotated[str | None, Option(help="train, test or all.")] = None,
     weights: Weights = None,
@@ -72,7 +76,10 @@ def extract(
     dtype: Annotated[str | None, Option(help="fp16 or fp32.")] = None,
     batch_size: Annotated[int | None, Option(help="Images a forward pass; recorded when the store is begun.")] = None,
     limit: Annotated[int | None, Option(help="Only so many rows of each split, evenly spaced.")] = None,
+    views: Annotated[int | None, Option(help="Cache so many augmented views of each training image too.")] = None,
+    augment: Augment = None,
     strict: Annotated[bool | None, Option("--strict", help="Stop at the first image that cannot be read.")] = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Run a frozen backbone once over the images and cache its tokens."""
     from cspipe import stages
@@ -80,7 +87,8 @@ def extract(
     changes = {
         "backbone": backbone, "dataset": dataset, "split": split, "weights": weights, "revision": revision,
         "data_dir": data_dir, "image_px": image_px, "token": token, "dtype": dtype, "batch_size": batch_size,
-        "limit": limit, "strict": strict,
+        "limit": limit, "views": views, "augment": augment, "strict": strict,
+        "trust_remote_code": trust_remote_code or None,
     }  # fmt: skip
     stages.show(stages.extract(common, common.config(extract=changes)), common, stages.print_extract)
 
@@ -96,6 +104,9 @@ def head(
     method: Annotated[str | None, Option(metavar="NAME,...", help="Methods to compare.")] = None,
     backbone: Backbone = None,
     dataset: Dataset = None,
+    test_dataset: Annotated[
+        str | None, Option(metavar="DATASET", help="Judge on this data set's store of the same backbone instead.")
+    ] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
 ) -> None:
     """Train content-style heads on cached tokens, beside what they must beat."""
@@ -103,7 +114,7 @@ def head(
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
-        "methods": method.split(",") if method else None,
+        "methods": method.split(",") if method else None, "test_dataset": test_dataset,
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
     store = stages.choose_store(config, backbone=backbone, dataset=dataset)
@@ -155,6 +166,20 @@ def run(common: Common) -> None:
 
 @app.command()
 @with_common
+def sweep(
+    common: Common,
+    fresh: Annotated[bool, Option("--fresh", help="Begin anew, also where this very sweep is there already.")] = False,
+) -> None:
+    """Run the grid of pipeline.toml cell by cell, and compare; the same command goes on where it was stopped."""
+    from cspipe import stages, sweep
+
+    document = sweep.run_sweep(common, common.config(), fresh=fresh)
+    stages.show(document, common, sweep.print_sweep)
+    raise typer.Exit(1 if document["failed"] else 0)
+
+
+@app.command()
+@with_common
 def report(
     common: Common,
     which: Annotated[list[Path] | None, Argument(metavar="[RUN]...", help="Run folders. [default: the newest]")] = None,
@@ -163,6 +188,27 @@ def report(
     from cspipe import stages
 
     stages.show(stages.report(common.config(), which or []), common, stages.print_report)
+
+
+@app.command()
+@with_common
+def prefetch(
+    backbone: Annotated[str, Argument(help="Name of a backbone; see cspipe ls.")],
+    dataset: Annotated[str, Argument(help="Name of a data set; or a folder, .csv, .npz, .tar or hf:OWNER/NAME.")],
+    common: Common,
+    revision: Annotated[str | None, Option(help="Revision of the weights on the hub.")] = None,
+    data_dir: DataDir = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Bring weights and images onto this machine, for work without a network."""
+    from cspipe.prefetch import prefetch, print_prefetch
+    from cspipe.stages import calm, show
+
+    calm(common)
+    document = prefetch(
+        backbone, dataset, revision=revision, data_dir=data_dir, trust_remote_code=trust_remote_code
+    )  # fmt: skip
+    show(document, common, print_prefetch)
 
 
 @app.command("ls")
@@ -204,6 +250,22 @@ def store_verify(common: Common, path: StorePath = None) -> None:
     document = stages.verify(common.config(), path)
     stages.show(document, common, stages.print_verify)
     raise typer.Exit(1 if document["problems"] else 0)
+
+
+@store_app.command("duplicates")
+@with_common
+def store_duplicates(
+    common: Common,
+    path: StorePath = None,
+    near: Annotated[
+        float | None, Option(metavar="COSINE", help="Images whose tokens are so alike. [default: equal images]")
+    ] = None,
+    limit: Annotated[int, Option(min=1, help="Pairs that are listed, the most alike first.")] = 100,
+) -> None:
+    """List images that lie in the training and in the test split."""
+    from cspipe import data, stages
+
+    stages.show(data.duplicates(common.config(), path, near, limit), common, data.print_duplicates)
 
 
 def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401

@@ -1,13 +1,14 @@
 """Settings: a flag wins over pipeline.toml, which wins over the defaults written here."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as validated
 
 from cspipe.finetune.settings import FinetuneSettings
@@ -17,6 +18,8 @@ from cspipe.store.errors import MissingDataError, SettingError
 FILE = Path("pipeline.toml")
 Positive = Annotated[int, Field(ge=1)]
 Strict = ConfigDict(extra="forbid", frozen=True)
+UNION_MEMBER = re.compile(r"constrained-|literal\[")
+"""What a fault's place names besides keys: the member of a union that refused the value."""
 
 
 class ExtractConfig(BaseModel):
@@ -34,7 +37,10 @@ class ExtractConfig(BaseModel):
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: Positive | None = None
     limit: Positive | None = None
+    views: Annotated[int, Field(ge=0)] = 0
+    augment: str = "affine"
     strict: bool = False
+    trust_remote_code: bool = False
 
 
 @validated(config=ConfigDict(extra="forbid"), frozen=True)
@@ -49,9 +55,12 @@ class HeadConfig(BaseModel):
     labels: Positive | Literal["all"] | None = None
     seeds: Positive = 5
     train_seed: Annotated[int, Field(ge=0)] = 0
+    train_seeds: Positive = 1
     draw: Literal["balanced", "natural"] = "balanced"
     methods: tuple[str, ...] = DEFAULT_METHODS
     dev_rows: Annotated[int, Field(ge=0)] = 0
+    test_dataset: str | None = None
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
     settings: CheckedHeadSettings = CheckedHeadSettings()
 
 
@@ -65,6 +74,43 @@ class FinetuneConfig(FinetuneSettings):
     data_dir: Path | None = None
 
 
+def changes_to(kind: type, *, without: Sequence[str] = (), **more: Any) -> Any:  # noqa: ANN401
+    """A model of any of another's values, each as strict as there; those that are not given are None."""
+    hints = get_type_hints(kind, include_extras=True).items()
+    keys: dict[str, Any] = {
+        name: (hint, None) for name, hint in hints if name not in without and get_origin(hint) is not ClassVar
+    }
+    return create_model(f"{kind.__name__}Changes", __config__=Strict, **keys, **more)
+
+
+if TYPE_CHECKING:
+    HeadChanges = BaseModel
+    ExtractChanges = BaseModel
+else:
+    HeadChanges = changes_to(HeadSettings, name=(str | None, None))
+    ExtractChanges = changes_to(ExtractConfig, without=("backbone", "dataset"))
+
+
+class SweepConfig(BaseModel):
+    """The grid of `cspipe sweep`; an empty list stands for the value of [extract] or [head].
+
+    An entry of `settings` may hold any settings of the head, and a name for the table. `backbone` and `dataset` hold
+    options of [extract] that are one backbone's or one data set's own.
+    """
+
+    model_config = Strict
+    backbones: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    labels: tuple[Positive | Literal["all"], ...] = ()
+    regimes: tuple[Literal["frozen", "trainable"], ...] = ("frozen",)
+    methods: tuple[str, ...] = ()
+    settings: tuple[HeadChanges, ...] = ()
+    seeds: Positive | None = None
+    train_seeds: Positive | None = None
+    backbone: Mapping[str, ExtractChanges] = Field(default_factory=dict)
+    dataset: Mapping[str, ExtractChanges] = Field(default_factory=dict)
+
+
 class Config(BaseModel):
     """All of pipeline.toml."""
 
@@ -76,6 +122,7 @@ class Config(BaseModel):
     extract: ExtractConfig = ExtractConfig()
     head: HeadConfig = HeadConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    sweep: SweepConfig = SweepConfig()
 
     def toml(self) -> str:
         """The resolved settings as TOML; what is not set is left out."""
@@ -148,7 +195,7 @@ def check(table: Mapping[str, Any], *, source: str) -> Config:
 def explain(error: ValidationError) -> str:
     """The first fault of a validation, in a plain sentence."""
     fault = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(part) for part in fault["loc"] if not UNION_MEMBER.match(str(part)))
     if fault["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} = {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
     section, key = fault["loc"][:-1], str(fault["loc"][-1])
@@ -161,6 +208,10 @@ def explain(error: ValidationError) -> str:
 def known_keys(section: Sequence[int | str]) -> list[str]:
     """Names of the keys of a section."""
     kind: Any = Config
+    if section[:2] == ("sweep", "settings"):
+        kind, section = HeadChanges, ()
+    elif len(section) == 3:
+        kind, section = ExtractChanges, ()
     for part in section:
         kind = type(getattr(kind(), str(part)))
     fields = getattr(kind, "model_fields", None) or kind.__dataclass_fields__

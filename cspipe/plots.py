@@ -47,7 +47,7 @@ LOOK: dict[Any, Any] = {
 }  # fmt: skip
 METHOD_COLOURS = {
     "content-style": 0, "supervised": 1, "logistic": 6, "content-style-paper": 8, "knn": 3, "label-propagation": 7,
-    "self-training": 9, "fine-tuning": 0,
+    "self-training": 9, "fine-tuning": 0, "content-style, trainable": 2,
 }  # fmt: skip
 METHOD_DASHES = {"supervised": "dashed", "content-style-paper": "dotted"}
 LN2 = float(np.log(2))
@@ -164,6 +164,29 @@ def accuracy_plot(splits: Mapping[str, Sequence[float]], intervals: Mapping[str,
         return to_svg(figure, f"Accuracy by method: {means}")
 
 
+def reliability_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Accuracy against confidence by method, fractions in; on the dotted diagonal a method is as right as it says."""
+    with mpl.rc_context(LOOK):
+        figure, axes = new_axes(300, 290)
+        lowest = min(min(point) for points in curves.values() for point in points)
+        start = 10 * int(10 * min(lowest, 0.9))
+        axes.plot([start, 100], [start, 100], color=SOFT, lw=1, linestyle=(0, (1, 2)))
+        for name, points in curves.items():
+            x_n, y_n = 100 * np.asarray(points).T
+            axes.plot(x_n, y_n, color=colour(method_colour(name)), lw=1.8, marker="o", markersize=4.5, mew=0,
+                      linestyle=METHOD_DASHES.get(name, "solid"))  # fmt: skip
+        axes.set_xlim(start, 101)
+        axes.set_ylim(start, 101)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("confidence, %")
+        axes.set_ylabel("accuracy, %")
+        axes.grid()
+        axes.tick_params(length=0)
+        told = ", ".join(f"{short(name, 40)} {len(points)} bins" for name, points in curves.items())
+        return to_svg(figure, f"Accuracy against confidence: {told}")
+
+
 def labels_plot(curves: Sequence[Curve]) -> Markup:
     """Accuracy (per cent) against the number of labels, with intervals; methods a little aside of one another."""
     with mpl.rc_context(LOOK):
@@ -179,6 +202,8 @@ def labels_plot(curves: Sequence[Curve]) -> Markup:
         axes.set_xticks(counts, [f"{x:,.0f}" for x in counts])
         axes.set_xlabel("labelled images")
         axes.set_ylabel("accuracy, %")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100.5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
         axes.tick_params(length=0)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cspipe import plots, verdicts
 from cspipe.curves import Curves, Key, Panel, Term, all_curves, method_legend, read_metrics
+from cspipe.diagnosis import Diagnosis, make_diagnosis
+from cspipe.grid_page import make_grid
 from cspipe.headtrain.runs import read_report, write_atomic
 from cspipe.headtrain.settings import MAIN_METHOD
 from cspipe.reproduce import commands, facts, read_config
@@ -61,6 +63,7 @@ class Section:
     accuracy_plot: Markup | None
     curves: list[Curves]
     confusion: Confusion | None
+    diagnosis: Diagnosis | None
     token_map: TokenMap | None
     token_panels: list[Panel]
     token_legend: list[Key]
@@ -79,7 +82,7 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
     """Writes one HTML page about finished runs, whole or not at all.
 
     Args:
-        runs: run folders of `cspipe head` and `cspipe finetune`.
+        runs: run folders of `cspipe head`, `cspipe finetune` and `cspipe sweep`.
         page: the file.
         stores: folder to look for a run's store in, where it is not at its recorded path; without the store the page
             leaves out the picture of the tokens and says so.
@@ -94,11 +97,15 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
     told = [read_report(run) for run in runs]
     heads = sum(one["command"] == "head" for one in told)
     most = max(FEWEST_POINTS, POINTS // max(heads, 1))
-    sections = [make_section(run, one, stores, most) for run, one in zip(runs, told, strict=True)]
+    sections = [
+        make_grid(run, one) if one["command"] == "sweep" else make_section(run, one, stores, most)
+        for run, one in zip(runs, told, strict=True)
+    ]
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
-    )
-    template = environment.from_string(files("cspipe").joinpath("report.html").read_text(encoding="utf-8"))
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable,
+        loader=FunctionLoader(lambda name: files("cspipe").joinpath(name).read_text(encoding="utf-8")),
+    )  # fmt: skip
+    template = environment.get_template("report.html")
     text = template.render(sections=sections, overviews=labels_plots(told), main=MAIN_METHOD)
     write_atomic(page, plots.number_ids(text))
     return page
@@ -119,7 +126,8 @@ def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
     if head and store is not None:
         try:
             dev_rows = read_config(run).get("head", {}).get("dev_rows", 0) or told["rows"]["judged"]
-            drawn = map_tokens(run, told, store, most=most, dev_rows=dev_rows)
+            judged, evaluation = judged_store(told, store, stores)
+            drawn = map_tokens(run, told | {"evaluation": evaluation}, judged, most=most, dev_rows=dev_rows)
         except CspipeError as error:
             problem = str(error)
     counts = told["confusion"].get(MAIN_METHOD if head else "after")
@@ -128,6 +136,7 @@ def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
         accuracy=accuracy_rows(told) if head else [], change=[] if head else change_rows(told),
         accuracy_plot=accuracy_plot(told) if head else None,
         curves=all_curves(read_metrics(run)), confusion=make_confusion(counts, told["class_names"]) if counts else None,
+        diagnosis=make_diagnosis(told, ranked(told)) if head else None,
         token_map=drawn, token_panels=token_panels(drawn) if drawn else [],
         token_legend=class_legend(drawn) if drawn else [], token_problem=problem, facts=facts(run, told),
         commands=commands(run, told, store),
@@ -141,6 +150,15 @@ def find(told: Report, stores: Path) -> tuple[Store | None, str]:
         return run_store(told, stores), ""
     except CspipeError as error:
         return None, str(error)
+
+
+def judged_store(told: Report, store: Store, stores: Path) -> tuple[Store, str]:
+    """The store whose rows were judged, and which of its rows: those of another data set if the run has one."""
+    if not told.get("test_store"):
+        return store, str(told["evaluation"])
+    other = run_store({"store": told["test_store"], "provenance": told["test_provenance"]}, stores)
+    tested = "test" in other.splits and bool((other["test"].label() >= 0).any())
+    return other, "test" if tested else "train"
 
 
 def ranked(told: Report) -> list[str]:
@@ -182,7 +200,8 @@ def labels_plots(told: Sequence[Report]) -> list[tuple[str, list[Key], Markup]]:
     groups: dict[tuple[str, str, str], dict[int, Report]] = {}
     for one in told:
         if one["command"] == "head":
-            groups.setdefault((one["backbone"], one["dataset"], one["evaluation"]), {})[one["labels"]] = one
+            judged = one.get("test_dataset") or one["evaluation"]
+            groups.setdefault((one["backbone"], one["dataset"], judged), {})[one["labels"]] = one
     found = []
     for (backbone, dataset, _), by_labels in groups.items():
         if len(by_labels) < 2:

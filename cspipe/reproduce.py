@@ -48,6 +48,8 @@ def facts(run: Path, told: Report) -> list[tuple[str, str]]:
     rows += [(title, words(provenance[key])) for key, title in TITLES.items() if key in provenance]
     rows += [(key, words(value)) for key, value in provenance.items() if key not in TITLES and key != "class_names"]
     rows += [("Store", told["store"])]
+    if told.get("test_dataset"):
+        rows += [("Judged on", told["test_dataset"]), ("Store that was judged on", told["test_store"])]
     if "images" in told:
         rows += [("Images trained on", words(told["images"]))]
     if "rows" in told:
@@ -77,7 +79,8 @@ def commands(run: Path, told: Report, store: Store | None) -> list[str]:
         "--labels", str(told["labels"]), "--seeds", str(len(seeds)),
         "--train-seed", str(told["results"][0]["train_seed"]), "--method", ",".join(told["summary"]),
     ]  # fmt: skip
-    return [shell(extraction(told, store)), shell([*own, *told_config])]
+    other = ["--test-dataset", told["test_dataset"]] if told.get("test_dataset") else []
+    return [shell(extraction(told, store)), shell([*own, *other, *told_config])]
 
 
 def shell(arguments: Sequence[str]) -> str:

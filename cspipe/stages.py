@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.store.errors import SettingError
 from cspipe.terminal import cell, message, print_json, print_table, share, span, stage_progress
+
+if TYPE_CHECKING:
+    from cspipe.headtrain.study import Memory
 
 Document = dict[str, Any]
 
@@ -34,14 +37,18 @@ def extract(common: Common, config: Config) -> Document:
     """Stage one."""
     from contextlib import nullcontext
 
+    from cspipe.extract.backbones import resolve_spec
     from cspipe.extract.progress import console_progress
     from cspipe.extract.run import extract as run_extract
 
     calm(common)
     settings = config.extract.model_dump()
+    backbone = settings.pop("backbone")
+    if settings.pop("trust_remote_code"):
+        backbone = resolve_spec(backbone, trust_remote_code=True)
     with nullcontext() if common.quiet else console_progress() as progress:
         return run_extract(
-            settings.pop("backbone"), settings.pop("dataset"), stores=config.stores, device=config.device,
+            backbone, settings.pop("dataset"), stores=config.stores, device=config.device,
             progress=progress, **settings,
         )  # fmt: skip
 
@@ -57,20 +64,23 @@ def choose_store(config: Config, *, backbone: str | None, dataset: str | None) -
     return find_store(config.stores)
 
 
-def head(common: Common, config: Config, store: Path) -> Document:
-    """Stage two on one store."""
+def head(common: Common, config: Config, store: Path, memory: "Memory | None" = None) -> Document:
+    """Stage two on one store; runs on the same store can share a memory."""
     from cspipe.headtrain.run import run_head
+    from cspipe.headtrain.shift import find_test_store
 
     calm(common)
     if not common.quiet:
         message(f"store: {store}")
-    settings = config.head
+    settings, other = config.head, config.head.test_dataset
+    test_store = find_test_store(config.stores, store, other) if other else None
     with stage_progress(common.quiet) as told:
         return run_head(
             store=store, runs=config.runs, labels=settings.labels, seeds=settings.seeds,
-            train_seed=settings.train_seed, draw=settings.draw, methods=settings.methods,
-            settings=settings.settings, dev_rows=settings.dev_rows, device=config.device,
-            config_toml=config.toml(), on_progress=told,
+            train_seed=settings.train_seed, train_seeds=settings.train_seeds, draw=settings.draw,
+            methods=settings.methods, settings=settings.settings, dev_rows=settings.dev_rows, test_store=test_store,
+            device=config.device, config_toml=config.toml(), on_progress=told, memory=memory,
+            memory_gb=settings.memory_gb,
         )  # fmt: skip
 
 
@@ -137,22 +147,16 @@ def report(config: Config, runs: Sequence[Path]) -> Document:
 
 def listing(config: Config) -> Document:
     """Backbones, data sets, stores and runs."""
-    from cspipe.extract.backbones import BACKBONES
-    from cspipe.extract.datasets import DATASETS
+    from cspipe.data import datasets
     from cspipe.headtrain.runs import finished_runs, read_report
+    from cspipe.networks import backbones
 
-    backbones = [
-        {"name": spec.name, "architecture": spec.architecture, "token": spec.token, "image_px": spec.image_px,
-         "licence": spec.licence}
-        for spec in BACKBONES.values()
-    ]  # fmt: skip
-    datasets = [{"name": name, "what": spec.words} for name, spec in DATASETS.items()]
     runs = []
     for run in finished_runs(config.runs):
         told = read_report(run)
         runs.append({"run": str(run), "command": told["command"], "backbone": told["backbone"],
                      "dataset": told["dataset"], "labels": told["labels"]})  # fmt: skip
-    return {"backbones": backbones, "datasets": datasets, "stores": list_of_stores(config), "runs": runs}
+    return {"backbones": backbones(), "datasets": datasets(), "stores": list_of_stores(config), "runs": runs}
 
 
 def list_of_stores(config: Config) -> list[Document]:
@@ -166,12 +170,13 @@ def list_of_stores(config: Config) -> list[Document]:
         try:
             store = open_store(path)
             rows = {name: store.split_attributes(name)["rows"] for name in store.splits}
-            done = all(store.split_attributes(name)["complete"] for name in store.splits)
+            done = all(store.split_attributes(name)["complete"] for name in store.names)
+            views = {name: len(store.views(name)) for name in store.splits}
             told.append({"store": path.name, "backbone": store.backbone, "dataset": store.dataset,
-                         "width": store.width, "rows": rows, "complete": done})  # fmt: skip
+                         "width": store.width, "rows": rows, "views": views, "complete": done})  # fmt: skip
         except CspipeError as error:
             told.append({"store": path.name, "backbone": None, "dataset": None, "width": None, "rows": {},
-                         "complete": False, "problem": str(error)})  # fmt: skip
+                         "views": {}, "complete": False, "problem": str(error)})  # fmt: skip
     return told
 
 
@@ -180,8 +185,9 @@ def store_info(config: Config, path: Path | None) -> Document:
     from cspipe.store import open_store
 
     store = open_store(path or choose_store(config, backbone=None, dataset=None))
-    splits = {name: store.split_attributes(name) for name in store.splits}
-    return {"store": str(store.path), **store.attributes, "splits": splits}
+    told = {name: store.split_attributes(name) for name in store.names}
+    splits = {name: told.pop(name) for name in store.splits}
+    return {"store": str(store.path), **store.attributes, "splits": splits, "views": told}
 
 
 def verify(config: Config, path: Path | None) -> Document:
@@ -217,9 +223,10 @@ def print_head(document: Document) -> None:
         ))  # fmt: skip
     splits = len({row["split_seed"] for row in document["results"]})
     judged = document["rows"]["judged"]
+    where = document["test_dataset"] or document["evaluation"]
     title = (
         f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, {splits} splits, "
-        f"accuracy on {judged} rows ({document['evaluation']})"
+        f"accuracy on {judged} rows ({where})"
     )
     print_table(title, ("method", "accuracy", "95 % interval", "content-style minus it", "95 % interval"), rows)
     print(f"{document['run']}  {document['seconds']} s")
@@ -255,8 +262,12 @@ def print_report(document: Document) -> None:
 
 def print_listing(document: Document) -> None:
     """A table for each kind of thing."""
-    for kind in ("backbones", "datasets", "runs"):
-        print_records(kind, document[kind])
+    from cspipe.data import print_datasets
+    from cspipe.networks import print_backbones
+
+    print_backbones(document["backbones"])
+    print_datasets(document["datasets"])
+    print_records("runs", document["runs"])
     print_stores(document)
 
 
@@ -270,10 +281,11 @@ def print_stores(document: Document) -> None:
     """One line a store."""
     rows = [
         (told["store"], cell(told["width"]), ", ".join(f"{name} {n}" for name, n in told["rows"].items()),
+         ", ".join(f"{name} {n}" for name, n in told["views"].items() if n),
          "complete" if told["complete"] else "unfinished or damaged")
         for told in document["stores"]
     ]  # fmt: skip
-    print_table("stores", ("store", "width", "rows", "state"), rows)
+    print_table("stores", ("store", "width", "rows", "views", "state"), rows)
 
 
 def print_store_info(document: Document) -> None:
@@ -281,7 +293,7 @@ def print_store_info(document: Document) -> None:
     provenance = document.get("provenance", {})
     facts = {key: document[key] for key in ("store", "width", "dtype", "chunk_rows", "batch_size")} | provenance
     facts |= {f"split {name}": f"{told['rows']} rows, complete: {told['complete']}"
-              for name, told in document["splits"].items()}  # fmt: skip
+              for name, told in {**document["splits"], **document["views"]}.items()}  # fmt: skip
     print_table("store", ("fact", "value"), [(key, str(value)) for key, value in facts.items()])
 
 

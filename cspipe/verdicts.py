@@ -58,6 +58,8 @@ def method_words(name: str) -> str:
 def judged_on(told: Report) -> str:
     """Which rows accuracy was measured on."""
     rows = told["rows"]["judged"]
+    if told.get("test_dataset"):
+        return f"on {rows:,} images of {told['test_dataset']}"
     return {
         "test": f"on {rows:,} test images",
         "dev": f"on {rows:,} training images held out for development",
@@ -109,6 +111,31 @@ def comparison(told: Report, best: str) -> str:
         )
     below = f"it is {points(difference)} points below" if points(difference) != "0.0" else "the two are level"
     return f". It does not beat {rival}, which reaches {theirs}: {below}{brackets}."
+
+
+def sweep_verdict(told: Report) -> Verdict:
+    """In how many frozen cells of a sweep content-style is above the best of the other methods."""
+    cells: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
+    for row in told["table"]:
+        if row["regime"] == "frozen":
+            place = tuple(row[key] for key in ("backbone", "dataset", "labels", "setting"))
+            cells.setdefault(place, []).append(row)
+    rivals = [max(others, key=lambda row: float(row["mean"])) for rows in cells.values()
+              if (others := [row for row in rows if row["difference"] is not None])]  # fmt: skip
+    failed = f"{counted(len(told['failed']), 'cell')} of the grid failed." if told["failed"] else ""
+    if not rivals:
+        return Verdict(f"{counted(len(cells), 'frozen cell')}; in none was {MAIN_METHOD} run beside others.", failed)
+    above = [row for row in rivals if row["difference"] > 0]
+    sure = sum(bool(row["difference_ci95"]) and row["difference_ci95"][0] > 0 for row in above)
+    return Verdict(
+        f"In {len(above)} of {counted(len(rivals), 'frozen cell')} {MAIN_METHOD} is above the best of the other "
+        f"methods that were run, in {sure or 'none'} of them with a paired 95\u00a0% interval above zero.", failed,
+    )  # fmt: skip
+
+
+def counted(number: int, what: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def finetune_verdict(told: Report) -> Verdict:
