@@ -82,7 +82,7 @@ def extract(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Run a frozen backbone once over the images and cache its tokens."""
-    from cspipe import stages
+    from cspipe import display, stages
 
     changes = {
         "backbone": backbone, "dataset": dataset, "split": split, "weights": weights, "revision": revision,
@@ -90,7 +90,7 @@ def extract(
         "limit": limit, "views": views, "augment": augment, "strict": strict,
         "trust_remote_code": trust_remote_code or None,
     }  # fmt: skip
-    stages.show(stages.extract(common, common.config(extract=changes)), common, stages.print_extract)
+    display.show(stages.extract(common, common.config(extract=changes)), common, display.print_extract)
 
 
 @app.command()
@@ -110,7 +110,7 @@ def head(
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
 ) -> None:
     """Train content-style heads on cached tokens, beside what they must beat."""
-    from cspipe import stages
+    from cspipe import display, stages
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
@@ -118,7 +118,7 @@ def head(
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
     store = stages.choose_store(config, backbone=backbone, dataset=dataset)
-    stages.show(stages.head(common, config, store), common, stages.print_head)
+    display.show(stages.head(common, config, store), common, display.print_head)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def finetune(
     dataset: Dataset = None,
 ) -> None:
     """Train the backbone too, starting from a head."""
-    from cspipe import stages
+    from cspipe import display, stages
 
     if not unfreeze and unfreeze_blocks is None:
         raise typer.BadParameter("say --unfreeze or --unfreeze-blocks N; the frozen regime is cspipe head.")
@@ -152,16 +152,16 @@ def finetune(
     }  # fmt: skip
     config = common.config(finetune=changes)
     named = stages.choose_store(config, backbone=backbone, dataset=dataset) if backbone or dataset else None
-    stages.show(stages.finetune(common, config, head, named), common, stages.print_finetune)
+    display.show(stages.finetune(common, config, head, named), common, display.print_finetune)
 
 
 @app.command()
 @with_common
 def run(common: Common) -> None:
     """Do what pipeline.toml says, all stages, and write the report."""
-    from cspipe import stages
+    from cspipe import display, stages
 
-    stages.show(stages.run(common, common.config()), common, stages.print_run)
+    display.show(stages.run(common, common.config()), common, display.print_run)
 
 
 @app.command()
@@ -171,10 +171,10 @@ def sweep(
     fresh: Annotated[bool, Option("--fresh", help="Begin anew, also where this very sweep is there already.")] = False,
 ) -> None:
     """Run the grid of pipeline.toml cell by cell, and compare; the same command goes on where it was stopped."""
-    from cspipe import stages, sweep
+    from cspipe import display, sweep
 
     document = sweep.run_sweep(common, common.config(), fresh=fresh)
-    stages.show(document, common, sweep.print_sweep)
+    display.show(document, common, sweep.print_sweep)
     raise typer.Exit(1 if document["failed"] else 0)
 
 
@@ -185,9 +185,9 @@ def report(
     which: Annotated[list[Path] | None, Argument(metavar="[RUN]...", help="Run folders. [default: the newest]")] = None,
 ) -> None:
     """Write one self-contained HTML page about runs."""
-    from cspipe import stages
+    from cspipe import display, stages
 
-    stages.show(stages.report(common.config(), which or []), common, stages.print_report)
+    display.show(stages.report(common.config(), which or []), common, display.print_report)
 
 
 @app.command()
@@ -201,8 +201,9 @@ def prefetch(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Bring weights and images onto this machine, for work without a network."""
+    from cspipe.display import show
     from cspipe.prefetch import prefetch, print_prefetch
-    from cspipe.stages import calm, show
+    from cspipe.stages import calm
 
     calm(common)
     document = prefetch(
@@ -215,18 +216,18 @@ def prefetch(
 @with_common
 def list_all(common: Common) -> None:
     """List backbones, data sets, stores and runs."""
-    from cspipe import stages
+    from cspipe import display, stages
 
-    stages.show(stages.listing(common.config()), common, stages.print_listing)
+    display.show(stages.listing(common.config()), common, display.print_listing)
 
 
 @store_app.command("ls")
 @with_common
 def store_ls(common: Common) -> None:
     """List the stores."""
-    from cspipe import stages
+    from cspipe import display, stages
 
-    stages.show({"stores": stages.list_of_stores(common.config())}, common, stages.print_stores)
+    display.show({"stores": stages.list_of_stores(common.config())}, common, display.print_stores)
 
 
 StorePath = Annotated[Path | None, Argument(help="Path of the store. [default: the one extracted last]")]
@@ -236,19 +237,19 @@ StorePath = Annotated[Path | None, Argument(help="Path of the store. [default: t
 @with_common
 def store_info(common: Common, path: StorePath = None) -> None:
     """Show what a store holds and where it came from."""
-    from cspipe import stages
+    from cspipe import display, stages
 
-    stages.show(stages.store_info(common.config(), path), common, stages.print_store_info)
+    display.show(stages.store_info(common.config(), path), common, display.print_store_info)
 
 
 @store_app.command("verify")
 @with_common
 def store_verify(common: Common, path: StorePath = None) -> None:
     """Check every byte of a store; exit 1 where anything is wrong."""
-    from cspipe import stages
+    from cspipe import display, stages
 
     document = stages.verify(common.config(), path)
-    stages.show(document, common, stages.print_verify)
+    display.show(document, common, display.print_verify)
     raise typer.Exit(1 if document["problems"] else 0)
 
 
@@ -263,9 +264,9 @@ def store_duplicates(
     limit: Annotated[int, Option(min=1, help="Pairs that are listed, the most alike first.")] = 100,
 ) -> None:
     """List images that lie in the training and in the test split."""
-    from cspipe import data, stages
+    from cspipe import data, display
 
-    stages.show(data.duplicates(common.config(), path, near, limit), common, data.print_duplicates)
+    display.show(data.duplicates(common.config(), path, near, limit), common, data.print_duplicates)
 
 
 def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401

@@ -1,0 +1,126 @@
+"""How each command's JSON document is shown to a person: tables on standard output."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cspipe.common import Common
+from cspipe.terminal import cell, print_json, print_table, share, span
+
+Document = dict[str, Any]
+
+
+def show(document: Document, common: Common, pretty: Callable[[Document], None]) -> None:
+    """Prints a document as JSON or for a person."""
+    if common.json:
+        print_json(document)
+    else:
+        pretty(document)
+
+
+def print_extract(document: Document) -> None:
+    """Rows of each split, bad images, speed."""
+    rows = [(name, *(part[key] for key in ("rows", "computed", "reused", "flagged", "removed")))
+            for name, part in document["splits"].items()]  # fmt: skip
+    title = f"{document['backbone']} on {document['dataset']} ({document['width']} wide, licence {document['licence']})"
+    print_table(title, ("split", "rows", "computed", "reused", "flagged", "removed"), rows)
+    if document["bad_images"]:
+        bad = [(entry["split"], entry["row"], entry["path"], entry["reason"]) for entry in document["bad_images"]]
+        print_table("images that could not be read", ("split", "row", "path", "reason"), bad)
+    speed = document["images_per_second"]
+    print(f"{document['store']}" + (f"  {speed:,.0f} images/s" if speed else "  nothing to compute"))
+
+
+def print_head(document: Document) -> None:
+    """Accuracy of each method with its interval and the paired difference."""
+    rows = []
+    for name, told in document["summary"].items():
+        versus = document["paired"].get(name)
+        rows.append((
+            name, share(told["mean"]), span(told["ci95"]),
+            f"{100 * versus['mean_difference']:+.1f}" if versus else "-",
+            span(versus["ci95"], signed=True) if versus else "-",
+        ))  # fmt: skip
+    splits = len({row["split_seed"] for row in document["results"]})
+    judged = document["rows"]["judged"]
+    where = document["test_dataset"] or document["evaluation"]
+    title = (
+        f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, {splits} splits, "
+        f"accuracy on {judged} rows ({where})"
+    )
+    print_table(title, ("method", "accuracy", "95 % interval", "content-style minus it", "95 % interval"), rows)
+    print(f"{document['run']}  {document['seconds']} s")
+
+
+def print_finetune(document: Document) -> None:
+    """Accuracy before and after, drift, where the model is."""
+    before, after = document["accuracy_before"], document["accuracy_after"]
+    title = (
+        f"{document['backbone']} on {document['dataset']}, backbone trained, {document['labels']} labels, "
+        f"accuracy on {document['judged_rows']} rows"
+    )
+    row = (share(before), share(after), f"{100 * (after - before):+.1f}", f"{document['cka']:.3f}")
+    print_table(title, ("before", "after", "difference", "CKA with the cached tokens"), [row])
+    if after < before:
+        print("The frozen head was better: keep it, or lower finetune.lr.")
+    print(f"{document['model_dir']}  {document['seconds']} s")
+
+
+def print_run(document: Document) -> None:
+    """Every stage's own table, then the page."""
+    for stage, pretty in (("extract", print_extract), ("head", print_head), ("finetune", print_finetune)):
+        if stage in document:
+            pretty(document[stage])
+    if "page" in document:
+        print_report(document)
+
+
+def print_report(document: Document) -> None:
+    """Path of the page."""
+    print(f"report: {document['page']}")
+
+
+def print_listing(document: Document) -> None:
+    """A table for each kind of thing."""
+    from cspipe.data import print_datasets
+    from cspipe.networks import print_backbones
+
+    print_backbones(document["backbones"])
+    print_datasets(document["datasets"])
+    print_records("runs", document["runs"])
+    print_stores(document)
+
+
+def print_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Records of the same keys as a table."""
+    if records:
+        print_table(title, list(records[0]), [list(record.values()) for record in records])
+
+
+def print_stores(document: Document) -> None:
+    """One line a store."""
+    rows = [
+        (told["store"], cell(told["width"]), ", ".join(f"{name} {n}" for name, n in told["rows"].items()),
+         ", ".join(f"{name} {n}" for name, n in told["views"].items() if n),
+         "complete" if told["complete"] else "unfinished or damaged")
+        for told in document["stores"]
+    ]  # fmt: skip
+    print_table("stores", ("store", "width", "rows", "views", "state"), rows)
+
+
+def print_store_info(document: Document) -> None:
+    """Attributes, one a line."""
+    provenance = document.get("provenance", {})
+    facts = {key: document[key] for key in ("store", "width", "dtype", "chunk_rows", "batch_size")} | provenance
+    facts |= {f"split {name}": f"{told['rows']} rows, complete: {told['complete']}"
+              for name, told in {**document["splits"], **document["views"]}.items()}  # fmt: skip
+    print_table("store", ("fact", "value"), [(key, str(value)) for key, value in facts.items()])
+
+
+def print_verify(document: Document) -> None:
+    """Problems, or that there are none."""
+    problems = document["problems"]
+    if problems:
+        rows = [(p["where"], p["what"], p["hint"]) for p in problems]
+        print_table(f"{len(problems)} problems", ("where", "what", "what to do"), rows)
+    else:
+        print(f"{document['store']}: every byte is as it was written")
