@@ -15,8 +15,8 @@ from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens,
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.train import TrainRows
 from cspipe.headtrain import runs as run_folders
-from cspipe.headtrain.headfile import SavedHead, load_head
 from cspipe.headtrain.chunked import resident
+from cspipe.headtrain.headfile import SavedHead, load_head
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
