@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cspipe.common import Common
-from cspipe.terminal import cell, print_json, print_table, share, span
+from cspipe.terminal import cell, message, print_json, print_table, share, span
 
 Document = dict[str, Any]
 
@@ -26,6 +26,9 @@ def print_extract(document: Document) -> None:
     if document["bad_images"]:
         bad = [(entry["split"], entry["row"], entry["path"], entry["reason"]) for entry in document["bad_images"]]
         print_table("images that could not be read", ("split", "row", "path", "reason"), bad)
+    for pair, count in document["duplicates"].items():
+        if count:
+            message(f"{count} images are in both of {pair}: cspipe store duplicates lists them")
     speed = document["images_per_second"]
     print(f"{document['store']}" + (f"  {speed:,.0f} images/s" if speed else "  nothing to compute"))
 

@@ -21,11 +21,15 @@ from cspipe.extract.parallel import Draw, Part, Work, run_parts, worker_count
 from cspipe.extract.progress import ProgressLike, Silent
 from cspipe.store.errors import MismatchError, SettingError, unknown_name
 from cspipe.store.layout import DTYPES, StoreKey, record_latest, store_path
+from cspipe.store.leaks import count_duplicates
 from cspipe.store.reader import Store, open_store
 from cspipe.store.views import parse_view, view_name
 from cspipe.store.writer import ImageTable, StoreWriter
 
-_LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow", "content-style-pipeline")
+_LIBRARIES = (
+    "torch", "torchvision", "timm", "open_clip_torch", "transformers", "zarr", "numpy", "pillow",
+    "content-style-pipeline",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ def _document(path: Path, backbone: Backbone, options: _Options, outcomes: Mappi
         "dataset": store.dataset,
         "splits": {name: asdict(outcome) for name, outcome in outcomes.items()},
         "bad_images": bad,
+        "duplicates": count_duplicates(store),
         "width": backbone.width,
         "image_px": backbone.image_px,
         "token": backbone.token,

@@ -21,6 +21,8 @@ from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import MismatchError, MissingDataError
 
 FORMAT = 2
+BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0}
+"""What heads of format 1 did, before these were settings."""
 
 
 def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: Mapping[str, Any]) -> None:
@@ -86,7 +88,8 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
 
 def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
     """A head from what its file says and holds."""
-    settings = HeadSettings(**facts["settings"] | {"prior_given": tuple(facts["settings"]["prior_given"])})
+    told = BEFORE_2 | facts["settings"] if facts["format"] == 1 else facts["settings"]
+    settings = HeadSettings(**told | {"prior_given": tuple(told["prior_given"])})
     stack = ContentStyle(
         width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
         hidden=settings.hidden, critics=critics_in_use(settings), seeds=[0],

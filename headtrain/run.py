@@ -18,6 +18,7 @@ from cspipe.headtrain.shift import judge_elsewhere
 from cspipe.headtrain.study import METHODS, Memory, OnProgress, Outcome, Study, Trial, make_trials
 from cspipe.store import open_store
 from cspipe.store.errors import SettingError, unknown_name
+from cspipe.store.leaks import count_duplicates
 from cspipe.store.split import split_hash
 
 
@@ -92,6 +93,7 @@ def run_head(
         "run": str(run), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
     facts = {"command": "head", "provenance": provenance(store), "environment": run_folders.environment()}
+    facts["duplicates"] = count_duplicates(open_store(store))
     if test_store:
         facts["test_provenance"] = provenance(test_store)
     run_folders.write_json(run / "report.json", document | facts)

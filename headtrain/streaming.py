@@ -39,7 +39,7 @@ def peak_bytes(*, window: int, labelled: int, chunk: int, width: int, projected:
     4 P (1 + V) (L + W + 2 C)  +  D itemsize L  +  D C (3 itemsize + 12)  +  80 D^2
 
     These are the table and two chunks on their way into it; the labelled rows as stored; one chunk as it is read and
-    standardised; and the moments and principal directions of the projection. A row's label, number and hash, some 100
+    standardised; and the moments and principal directions of the projection. A row's label, number and hash, some 170
     bytes, come on top. N is in no other term: that is the point.
 
     Args:

@@ -76,10 +76,18 @@ def count_duplicates(store: Store) -> dict[str, int]:
     Raises:
         StoreError: a table is damaged.
     """
-    return {
-        f"{first}/{second}": int(np.isin(_hashes(store[second]), _hashes(store[first])).sum())
-        for first, second in _pairs_of_splits(store)
-    }
+    return {f"{first}/{second}": _held_by(store[first], store[second]) for first, second in _pairs_of_splits(store)}
+
+
+def _held_by(first: Split, second: Split) -> int:
+    """Rows of the second whose image the first holds too; the first is looked up block by block, to save memory."""
+    known, count = np.unique(_hashes(second), return_counts=True)
+    found, asked = np.zeros(len(known), np.bool_), _hashes(first)
+    for start in range(0, len(asked) if len(known) else 0, _BLOCK_ROWS * 32):
+        block = asked[start : start + _BLOCK_ROWS * 32]
+        place = np.searchsorted(known, block).clip(max=len(known) - 1)
+        found[place[known[place] == block]] = True
+    return int(count[found].sum())
 
 
 def exact_duplicates(store: Store, *, limit: int) -> Duplicates:

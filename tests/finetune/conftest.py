@@ -16,7 +16,7 @@ from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain import HeadSettings
 from cspipe.headtrain.run import run_head
 
-QUICK = HeadSettings(components=32, hidden=32, style=4, discriminator=16, steps=100, batch=64)
+QUICK = HeadSettings(style_term="adversarial", components=32, hidden=32, style=4, discriminator=16, steps=100, batch=64)
 
 
 @pytest.fixture(autouse=True)

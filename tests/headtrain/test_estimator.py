@@ -20,7 +20,7 @@ from cspipe.headtrain.calibration import best_temperature, held_out
 from cspipe.headtrain.estimator import EXPECTED_FAILED_CHECKS
 from cspipe.store.errors import SettingError
 
-SMALL = {"hidden": 32, "style": 4, "steps": 60, "batch": 32, "labelled_batch": 32}
+SMALL = {"hidden": 32, "style": 4, "steps": 150, "batch": 32, "labelled_batch": 32}
 
 
 def small(**parameters) -> ContentStyleClassifier:
@@ -46,7 +46,7 @@ def fitted(rows, few):
     return small().fit(rows.token, few)
 
 
-@parametrize_with_checks([small(steps=40)], expected_failed_checks=lambda _: dict(EXPECTED_FAILED_CHECKS))
+@parametrize_with_checks([small(steps=120)], expected_failed_checks=lambda _: dict(EXPECTED_FAILED_CHECKS))
 def test_it_is_a_scikit_learn_classifier_and_transformer(estimator, check):
     check(estimator)
 
@@ -155,7 +155,7 @@ def test_a_copy_from_a_pickle_tells_the_same(rows, fitted):
 
 
 def test_it_works_in_pipelines_grid_searches_and_cross_validation_with_unlabelled_rows(rows, few):
-    pipeline = make_pipeline(StandardScaler(), small(steps=40))
+    pipeline = make_pipeline(StandardScaler(), small(steps=120))
     assert cross_val_score(pipeline, rows.token, few, cv=3).mean() > 0.85
     assert pipeline.fit(rows.token, few).transform(rows.token).shape == (240, 4)
     grid = {"contentstyleclassifier__lambda_c": np.array([0.0, 1.0]), "contentstyleclassifier__style": np.arange(2, 4)}
@@ -213,7 +213,7 @@ def test_hidden_rows_are_kept_from_the_head_that_judges_the_temperature(rows, fe
 def test_the_class_prior_is_followed(rows):
     y = np.where(np.arange(240) % 4 == 0, rows.label, -1)
     for prior in ("labelled", "estimated"):
-        assert small(prior=prior, steps=20).fit(rows.token, y).score(rows.token, rows.label) > 0.8
+        assert small(prior=prior, steps=60).fit(rows.token, y).score(rows.token, rows.label) > 0.8
     given = small(prior="given", prior_given=[1, 1, 2], steps=20).fit(rows.token, y)
     assert given.head_.settings.prior_given == (1, 1, 2)
 

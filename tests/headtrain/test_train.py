@@ -16,7 +16,7 @@ from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.headtrain.train import train_heads
 
-BASE = HeadSettings(style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
+BASE = HeadSettings(style_term="adversarial", style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
 KINDS = {
     "closed form": {},
     "all adversarial": {
