@@ -183,12 +183,14 @@ class Study:
 
     def shared_rows(self, trial: Trial) -> SharedRows:
         """What the trial's baselines look at; kept until a trial with other rows comes, for its graph is costly."""
-        key = (trial.unlabelled.tobytes(), None if trial.judged is None else trial.judged.tobytes())
+        judged = None if trial.judged is None else trial.judged.tobytes()
+        key = (trial.unlabelled.tobytes(), judged, self.settings.views)
         kept = self.memory.rows
         if key not in kept:
             kept.clear()
             every = len(trial.unlabelled) == len(self.rows.token_ND)
-            at, held = torch.from_numpy(trial.unlabelled), (self.rows.token_ND, *self.rows.view_VND)
+            at = torch.from_numpy(trial.unlabelled)
+            held = (self.rows.token_ND, *self.rows.view_VND[: self.settings.views])
             stored, *views = held if every else [part_ND[at] for part_ND in held]
             on_share = partial(self.on_progress, "nearest neighbours") if self.on_progress else None
             kept[key] = SharedRows(stored, self.judged_tokens(trial), self.device, on_share, views)
