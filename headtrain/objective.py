@@ -4,23 +4,12 @@ Legend: `H` heads, `B` unlabelled batch rows, `L` labelled batch rows, `X` all r
 `K` classes, `S` style.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from cspipe.headtrain import losses
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.settings import HeadSettings
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What a discriminator looked at `(H, B, ...)` and its logits `(H, B)`, still attached."""
-
-    value: Tensor
-    logit_HB: Tensor
-
 
 SYMBOLS = {"content": "D_c", "style": "D_s", "token": "D_y"}
 
@@ -35,8 +24,8 @@ def objective(
     target_HBP: Tensor | None = None,
     share_HB1: Tensor | None = None,
     prior_HBS: Tensor | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Sample]]:
-    """Every term of L_total that is switched on, one value a head, and the samples the discriminators look at.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every term of L_total that is switched on, one value a head, and the logits of the discriminators.
 
     Args:
         stack: the heads.
@@ -50,14 +39,15 @@ def objective(
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
 
     Returns:
-        Terms `(H,)` by their symbol, unweighted, and what each discriminator judged, still attached.
+        Terms `(H,)` by their symbol, unweighted, and each discriminator's logits `(H, B)` of the unlabelled rows, still
+        attached.
     """
     known = label_HL.shape[1]
     logits_HXK, style_HXS = stack.encode(token_HXP)
     terms = {"L_c": losses.content_cross_entropy(logits_LK=logits_HXK[:, :known], label_L=label_HL)}
-    samples: dict[str, Sample] = {}
+    judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
-        return terms, samples
+        return terms, judged
     end = known + (token_HXP.shape[1] - known) // (1 if share_HB1 is None else 2)
     logits_HBK, style_HBS, token_HBP = (part[:, known:end] for part in (logits_HXK, style_HXS, token_HXP))
     content_HBK = logits_HBK.softmax(-1)
@@ -78,11 +68,10 @@ def objective(
     if settings.lambda_s and settings.style_term != "adversarial":
         terms["D_s"] = closed_form_style(style_HBS, prior_HBS, settings)
     for name in stack.critics:
-        logit_HB, symbol = stack.judge(name, shown[name]), SYMBOLS[name]
-        samples[name] = Sample(shown[name], logit_HB)
-        terms[symbol] = losses.adversarial(logit_B=logit_HB, estimator=settings.estimator)
-        terms[f"{symbol}_kl"] = losses.density_ratio_kl(logit_B=logit_HB.detach())
-    return terms, samples
+        judged[name], symbol = stack.judge(name, shown[name]), SYMBOLS[name]
+        terms[symbol] = losses.adversarial(logit_B=judged[name], estimator=settings.estimator)
+        terms[f"{symbol}_kl"] = losses.density_ratio_kl(logit_B=judged[name].detach())
+    return terms, judged
 
 
 def closed_form_style(style_HBS: Tensor, prior_HBS: Tensor | None, settings: HeadSettings) -> Tensor:
@@ -101,15 +90,15 @@ def total(terms: dict[str, Tensor], settings: HeadSettings) -> Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items() if name in weights]).sum(0)
 
 
-def critic_losses(stack: ContentStyle, samples: dict[str, Sample], reals: dict[str, Tensor]) -> dict[str, Tensor]:
+def critic_losses(stack: ContentStyle, judged: dict[str, Tensor], reals: dict[str, Tensor]) -> dict[str, Tensor]:
     """Binary cross-entropy `(H,)` of every discriminator, prior or real rows against the model's.
 
-    The logits of the model's rows are those that encoder and decoder were judged by: one forward pass serves both,
-    and its gradient is asked for the discriminator's weights alone.
+    `judged` are the logits that encoder and decoder were judged by: one forward pass of their rows serves both, and
+    its gradient is asked for the discriminator's weights alone.
     """
     return {
-        name: losses.discriminator_loss(logit_prior_B=stack.judge(name, reals[name]), logit_model_B=sample.logit_HB)
-        for name, sample in samples.items()
+        name: losses.discriminator_loss(logit_prior_B=stack.judge(name, reals[name]), logit_model_B=logit_HB)
+        for name, logit_HB in judged.items()
     }
 
 

@@ -71,16 +71,16 @@ def run_head(
         MismatchError: the test store does not fit.
         StoreError: extraction is not finished.
     """
-    start = time.perf_counter()
+    start, settings = time.perf_counter(), settings or HeadSettings()
     for method in methods:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
-    stream_bytes = bytes_to_stream_in(store, methods, settings or HeadSettings(), memory_gb)
-    rows = rows_of_study(store, dev_rows, test_store, (settings or HeadSettings()).views, stream_bytes)
-    check_streamed(rows.token_ND, methods, settings or HeadSettings(), rows.evaluation)
+    stream_bytes = bytes_to_stream_in(store, methods, settings, memory_gb)
+    rows = rows_of_study(store, dev_rows, test_store, settings.views, stream_bytes)
+    check_streamed(rows.token_ND, methods, settings, rows.evaluation)
     splits = labelled_positions(rows, labels, seeds, draw)
     trials = make_trials(rows, splits, range(train_seed, train_seed + train_seeds))
-    study = Study(rows, trials, settings or HeadSettings(), device, on_progress, memory or Memory())
+    study = Study(rows, trials, settings, device, on_progress, memory or Memory())
     run = run_folders.new_run(runs, "head", config_toml)
     outcomes, diagnostics = compare(study, methods)
     card = head_card(store, test_store, rows, train_seed) | {"dev_rows": dev_rows}
