@@ -64,7 +64,13 @@ def root(
 @app.command()
 @with_common
 def extract(
-    backbone: Annotated[str, Argument(help="Name of a backbone; see cspipe ls.")],
+    backbone: Annotated[
+        str,
+        Argument(
+            metavar="BACKBONE[,BACKBONE...]",
+            help="Name of a backbone; see cspipe ls. Several share one decoding of each image.",
+        ),
+    ],
     dataset: Annotated[str, Argument(help="Name of a data set; or a folder, .csv, .npz, .tar or hf:OWNER/NAME.")],
     common: Common,
     split: Annotated[str | None, Option(help="train, test or all.")] = None,
@@ -72,9 +78,13 @@ def extract(
     revision: Annotated[str | None, Option(help="Revision of the weights on the hub.")] = None,
     data_dir: DataDir = None,
     image_px: Annotated[int | None, Option(help="Side of the images in pixels. [default: the backbone's]")] = None,
-    token: Annotated[str | None, Option(help="Which token to store. [default: the backbone's]")] = None,
+    token: Annotated[
+        str | None,
+        Option(metavar="NAME,...", help="Which tokens to store, a store each. [default: the backbone's own]"),
+    ] = None,
     dtype: Annotated[str | None, Option(help="fp16 or fp32.")] = None,
     batch_size: Annotated[int | None, Option(help="Images a forward pass; recorded when the store is begun.")] = None,
+    devices: Annotated[str | None, Option(metavar="0,1,...", help="GPUs to share the work of one machine.")] = None,
     limit: Annotated[int | None, Option(help="Only so many rows of each split, evenly spaced.")] = None,
     views: Annotated[int | None, Option(help="Cache so many augmented views of each training image too.")] = None,
     augment: Augment = None,
@@ -87,6 +97,7 @@ def extract(
     changes = {
         "backbone": backbone, "dataset": dataset, "split": split, "weights": weights, "revision": revision,
         "data_dir": data_dir, "image_px": image_px, "token": token, "dtype": dtype, "batch_size": batch_size,
+        "devices": [f"cuda:{n}" if n.isdecimal() else n for n in devices.split(",")] if devices else None,
         "limit": limit, "views": views, "augment": augment, "strict": strict,
         "trust_remote_code": trust_remote_code or None,
     }  # fmt: skip
@@ -188,6 +199,47 @@ def report(
     from cspipe import display, stages
 
     display.show(stages.report(common.config(), which or []), common, display.print_report)
+
+
+@app.command()
+@with_common
+def predict(
+    model: Annotated[Path, Argument(help="A head run, a fine-tuning run, or a model directory.")],
+    images: Annotated[list[str], Argument(help="Files, folders, patterns in quotes.")],
+    common: Common,
+    out: Annotated[Path | None, Option(help="File of the answers. [default: standard output]")] = None,
+    format_: Annotated[
+        str | None, Option("--format", help="csv, json or parquet. [default: by the file's suffix, else csv]")
+    ] = None,
+    abstain_below: Annotated[
+        float, Option(metavar="P", help="Flag answers whose calibrated probability is lower.")
+    ] = 0.9,
+    weights: Weights = None,
+) -> None:
+    """Say what is on images: class, calibrated probability, whether to ask a person; tokens are cached."""
+    from cspipe import predict
+
+    document = predict.predict(
+        common, common.config(), model, images, out=out, wanted=format_, abstain_below=abstain_below, weights=weights
+    )
+    predict.show(document, common)
+
+
+@app.command()
+@with_common
+def export(
+    model: Annotated[Path, Argument(help="A head run, a fine-tuning run, or a model directory.")],
+    common: Common,
+    to: Annotated[Path, Option(metavar="DIR", help="Folder to write.")],
+    format_: Annotated[str, Option("--format", help="onnx or safetensors.")] = "onnx",
+    fresh: Annotated[bool, Option("--fresh", help="Replace the model that lies there.")] = False,
+    weights: Weights = None,
+) -> None:
+    """Write a model for others: one ONNX network from pixels to probabilities, or safetensors with a model card."""
+    from cspipe import display, export
+
+    document = export.export(common, common.config(), model, to, kind=format_, weights=weights, fresh=fresh)
+    display.show(document, common, export.print_export)
 
 
 @app.command()

@@ -23,7 +23,7 @@ UNION_MEMBER = re.compile(r"constrained-|literal\[")
 
 
 class ExtractConfig(BaseModel):
-    """Stage one: which backbone looks at which images."""
+    """Stage one: which backbones look at which images; several names, tokens and weights are separated by commas."""
 
     model_config = Strict
     backbone: str = "lite0"
@@ -36,6 +36,7 @@ class ExtractConfig(BaseModel):
     token: str | None = None
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: Positive | None = None
+    devices: tuple[str, ...] = ()
     limit: Positive | None = None
     views: Annotated[int, Field(ge=0)] = 0
     augment: str = "affine"

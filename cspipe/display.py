@@ -18,10 +18,26 @@ def show(document: Document, common: Common, pretty: Callable[[Document], None])
 
 
 def print_extract(document: Document) -> None:
-    """Rows of each split, bad images, speed."""
+    """Rows of each split of each store, bad images, speed and where the time went."""
+    for told in document.get("stores", [document]):
+        print_extracted(told)
+    speed, seconds = document["images_per_second"], document["seconds_by_stage"]
+    if not speed:
+        print("nothing to compute")
+        return
+    whole = sum(seconds.values())
+    spent = ", ".join(f"{name} {100 * value / whole:.0f} %" for name, value in seconds.items())
+    print(f"{speed:,.0f} images/s; of the workers' time {spent}")
+
+
+def print_extracted(document: Document) -> None:
+    """One store."""
     rows = [(name, *(part[key] for key in ("rows", "computed", "reused", "flagged", "removed")))
             for name, part in document["splits"].items()]  # fmt: skip
-    title = f"{document['backbone']} on {document['dataset']} ({document['width']} wide, licence {document['licence']})"
+    title = (
+        f"{document['backbone']} on {document['dataset']} ({document['token']}, {document['width']} wide, "
+        f"licence {document['licence']})"
+    )
     print_table(title, ("split", "rows", "computed", "reused", "flagged", "removed"), rows)
     if document["bad_images"]:
         bad = [(entry["split"], entry["row"], entry["path"], entry["reason"]) for entry in document["bad_images"]]
@@ -29,8 +45,7 @@ def print_extract(document: Document) -> None:
     for pair, count in document["duplicates"].items():
         if count:
             message(f"{count} images are in both of {pair}: cspipe store duplicates lists them")
-    speed = document["images_per_second"]
-    print(f"{document['store']}" + (f"  {speed:,.0f} images/s" if speed else "  nothing to compute"))
+    print(document["store"])
 
 
 def print_head(document: Document) -> None:

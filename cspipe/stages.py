@@ -13,6 +13,7 @@ from cspipe.store.errors import SettingError
 from cspipe.terminal import message, stage_progress
 
 if TYPE_CHECKING:
+    from cspipe.extract.targets import Request
     from cspipe.headtrain.study import Memory
 
 Document = dict[str, Any]
@@ -26,23 +27,58 @@ def calm(common: Common) -> None:
 
 
 def extract(common: Common, config: Config) -> Document:
-    """Stage one."""
+    """Stage one: one backbone and token give the document of their store, several a list of such."""
     from contextlib import nullcontext
 
-    from cspipe.extract.backbones import resolve_spec
     from cspipe.extract.progress import console_progress
-    from cspipe.extract.run import extract as run_extract
+    from cspipe.extract.run import extract_all
 
     calm(common)
     settings = config.extract.model_dump()
-    backbone = settings.pop("backbone")
-    if settings.pop("trust_remote_code"):
-        backbone = resolve_spec(backbone, trust_remote_code=True)
+    requests = requests_of(config)
+    for name in ("backbone", "token", "weights", "revision", "image_px", "trust_remote_code"):
+        settings.pop(name)
+    devices = settings.pop("devices") or (config.device,)
     with nullcontext() if common.quiet else console_progress() as progress:
-        return run_extract(
-            backbone, settings.pop("dataset"), stores=config.stores, device=config.device,
-            progress=progress, **settings,
-        )  # fmt: skip
+        told = extract_all(
+            requests, settings.pop("dataset"), stores=config.stores, devices=devices, progress=progress, **settings
+        )
+    if len(told["stores"]) > 1:
+        return told
+    one: Document = told["stores"][0]
+    return one | {name: value for name, value in told.items() if name != "stores"}
+
+
+def requests_of(config: Config) -> "list[Request]":
+    """The backbones that [extract] names, separated by commas, with the tokens of each and its weights.
+
+    Raises:
+        SettingError: not as many weights as backbones, or a revision for several.
+    """
+    from cspipe.extract.backbones import resolve_spec
+    from cspipe.extract.targets import Request
+
+    settings = config.extract
+    names = [name.strip() for name in settings.backbone.split(",")]
+    tokens = tuple(settings.token.split(",")) if settings.token else (None,)
+    if len(names) == 1:
+        files = [settings.weights]
+    else:
+        files = [Path(text) if text else None for text in str(settings.weights or "").split(",")]
+        files = files if settings.weights else [None] * len(names)
+    if len(files) != len(names):
+        raise SettingError(
+            f"{len(names)} backbones and {len(files)} files of weights were named: give one file a backbone, in the "
+            "same order and separated by commas, with nothing between two commas for weights of the hub"
+        )
+    if settings.revision and len(names) > 1:
+        raise SettingError("--revision belongs to one backbone: extract each with its own, one after the other")
+    code = settings.trust_remote_code
+    return [
+        Request(resolve_spec(name, trust_remote_code=True) if code else name, tokens, file, settings.revision,
+                settings.image_px)
+        for name, file in zip(names, files, strict=True)
+    ]  # fmt: skip
 
 
 def choose_store(config: Config, *, backbone: str | None, dataset: str | None) -> Path:
@@ -52,7 +88,8 @@ def choose_store(config: Config, *, backbone: str | None, dataset: str | None) -
     if backbone or dataset or latest_store(config.stores):
         return find_store(config.stores, backbone=backbone, dataset=dataset)
     if "extract" in config.model_fields_set:
-        return find_store(config.stores, backbone=config.extract.backbone, dataset=config.extract.dataset)
+        first = config.extract.backbone.split(",")[0].strip()
+        return find_store(config.stores, backbone=first, dataset=config.extract.dataset)
     return find_store(config.stores)
 
 
@@ -115,7 +152,8 @@ def run(common: Common, config: Config) -> Document:
         document["extract"] = extract(common, config)
         store = Path(document["extract"]["store"])
     else:
-        store = choose_store(config, backbone=config.extract.backbone, dataset=config.extract.dataset)
+        first = config.extract.backbone.split(",")[0].strip()
+        store = choose_store(config, backbone=first, dataset=config.extract.dataset)
     if "head" in config.stages:
         document["head"] = head(common, config, store)
         runs.append(Path(document["head"]["run"]))

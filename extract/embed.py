@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from cspipe.extract.images import normalise
+from cspipe.extract.images import normalise, to_uint8
 from cspipe.store.errors import SettingError
 
 if TYPE_CHECKING:
@@ -87,9 +88,16 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return folded
 
 
-def make_lane(backbone: "Backbone", device: torch.device, dtype: str) -> Lane:
-    """The backbone as it runs on ``device``; autocast to fp16 only on CUDA and only for fp16 stores."""
-    model = backbone.model
+def make_lane(backbone: "Backbone", device: torch.device, dtype: str, model: nn.Module | None = None) -> Lane:
+    """The backbone as it runs on ``device``; autocast to fp16 only on CUDA and only for fp16 stores.
+
+    Args:
+        backbone: whose preprocessing is used.
+        device: where it runs.
+        dtype: of the store, ``"fp16"`` or ``"fp32"``.
+        model: what runs in place of the backbone's own model, from normalised pixels to ``(B, any width)``.
+    """
+    model = backbone.model if model is None else model
     if backbone.spec.convolutional:
         model = fold_batch_norm(model).to(memory_format=torch.channels_last)
     cuda = device.type == "cuda"
@@ -122,6 +130,22 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
+
+
+def probe_image() -> Image.Image:
+    """A fixed image, 96 x 64, RGB: slopes and noise, so that every step of a preprocessing shows in its token."""
+    rows, columns = np.mgrid[0:64, 0:96]
+    slopes_HW3 = np.stack([rows * 4, columns * 2, (rows + columns) % 64 * 4], -1)
+    noise_HW3 = np.random.default_rng(0).integers(-40, 41, slopes_HW3.shape)
+    return Image.fromarray((slopes_HW3 + noise_HW3).clip(0, 255).astype(np.uint8))
+
+
+def probe(lane: Lane) -> NDArray[np.float32]:
+    """What the lane makes of :func:`probe_image`, `(width,)`: tells whether a backbone is still the same."""
+    seat = make_seat(lane, 1)
+    seat.pixels_B3HW.numpy()[0] = to_uint8(probe_image(), lane.backbone.geometry)
+    with single_threaded():
+        return embed(lane, seat)[0]
 
 
 def embed(lane: Lane, seat: Seat) -> NDArray[np.float32]:

@@ -55,21 +55,27 @@ def hash_images(split: ImageSplit, images: NDArray[np.int64], workers: int) -> I
     return ImageTable(sha256=hashes, label=split.labels[images], path=paths)
 
 
-def pixel_reader(
-    split: ImageSplit, images: NDArray[np.int64], table: ImageTable, geometry: Callable[[Image], Image]
-) -> Callable[[int], Pixels]:
-    """A function from a number in the table to `(3, H, W)` pixels; it raises BadImageError.
+def image_reader(split: ImageSplit, images: NDArray[np.int64], table: ImageTable) -> Callable[[int], Image]:
+    """A function from a number in the table to the decoded image; it raises BadImageError.
 
     An image that is no longer the one that was hashed counts as bad: its token would get a wrong name.
     """
 
-    def read(number: int) -> Pixels:
+    def read(number: int) -> Image:
         try:
             source = split.load(int(images[number]))
         except OSError as error:
             raise BadImageError(f"the file cannot be read ({error.strerror or error})") from error
         if image_sha256(source) != table.sha256[number].tobytes():
             raise BadImageError("the file changed while it was read")
-        return to_uint8(decode(source), geometry)
+        return decode(source)
 
     return read
+
+
+def pixel_reader(
+    split: ImageSplit, images: NDArray[np.int64], table: ImageTable, geometry: Callable[[Image], Image]
+) -> Callable[[int], Pixels]:
+    """As :func:`image_reader`, but to `(3, H, W)` pixels as one backbone wants them."""
+    read = image_reader(split, images, table)
+    return lambda number: to_uint8(read(number), geometry)

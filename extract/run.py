@@ -1,10 +1,8 @@
 """Stage one: every image of a data set once through a backbone, its token kept in a store."""
 
-import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cspipe.extract.augment import draw_view, parts_of, words_of
-from cspipe.extract.backbones import Backbone, BackboneSpec, load_backbone, resolve_spec
+from cspipe.extract.backbones import BackboneSpec, resolve_spec
 from cspipe.extract.datasets import Dataset, ImageSplit, load_dataset
-from cspipe.extract.embed import Lane, default_batch_size, make_lane, pick_device
-from cspipe.extract.hashing import hash_images, pixel_reader
+from cspipe.extract.embed import pick_device
+from cspipe.extract.hashing import hash_images, image_reader
 from cspipe.extract.images import Pixels
-from cspipe.extract.parallel import Draw, Part, Work, run_parts, worker_count
+from cspipe.extract.outcomes import Outcome, document, outcome
+from cspipe.extract.parallel import Clock, Work, run_parts, worker_count
+from cspipe.extract.pieces import Draw, Part
 from cspipe.extract.progress import ProgressLike, Silent
+from cspipe.extract.targets import Request, Target, load_networks, open_targets
 from cspipe.store.errors import MismatchError, SettingError, unknown_name
-from cspipe.store.layout import DTYPES, StoreKey, record_latest, store_path
-from cspipe.store.leaks import count_duplicates
-from cspipe.store.reader import Store, open_store
-from cspipe.store.views import parse_view, view_name
-from cspipe.store.writer import ImageTable, StoreWriter
-
-_LIBRARIES = (
-    "torch", "torchvision", "timm", "open_clip_torch", "transformers", "zarr", "numpy", "pillow",
-    "content-style-pipeline",
-)  # fmt: skip
+from cspipe.store.layout import DTYPES, record_latest
+from cspipe.store.reader import open_store
+from cspipe.store.views import view_name
+from cspipe.store.writer import ImageTable
 
 
 @dataclass(frozen=True)
@@ -42,17 +37,6 @@ class _Options:
     workers: int
     views: int
     augment: str
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one run did to a split: images wanted, computed now, found in the store; rows left out."""
-
-    rows: int
-    computed: int
-    reused: int
-    flagged: int
-    removed: int
 
 
 def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
@@ -87,24 +71,6 @@ def _check_options(dtype: str, limit: int | None, batch_size: int | None, views:
     parts_of(augment)
 
 
-def provenance(backbone: Backbone, dataset: Dataset, device: str) -> dict[str, Any]:
-    """How the tokens came about, as plain JSON without times or places."""
-    return {
-        "backbone": backbone.name,
-        "architecture": backbone.spec.architecture,
-        "weights_sha256": backbone.weights_sha256,
-        "weights_source": backbone.weights_source,
-        "revision": backbone.revision,
-        "licence": backbone.licence,
-        "transform": backbone.transform_words,
-        "transform_sha256": hashlib.sha256(backbone.transform_words.encode()).hexdigest(),
-        "device": device,
-        "class_names": dataset.class_names,
-        "images": {name: len(split) for name, split in dataset.splits.items()},
-        "versions": {name: metadata.version(name) for name in _LIBRARIES},
-    }
-
-
 def _view_facts(split: ImageSplit, options: _Options) -> dict[str, dict[str, Any]]:
     """What is recorded with each view of a split, by the view's name; only training images have views."""
     count = options.views if split.name == "train" else 0
@@ -134,96 +100,98 @@ def _drawer(augment: str, table: ImageTable, view: int) -> Draw:
 
 
 def _embed_split(
-    writer: StoreWriter, split: ImageSplit, lane: Lane, options: _Options, progress: ProgressLike
-) -> dict[str, _Outcome]:
-    """Bring one split of the store up to date, and its views in the same decoding pass."""
+    targets: Sequence[Target], split: ImageSplit, options: _Options, progress: ProgressLike, clock: Clock
+) -> list[dict[str, Outcome]]:
+    """Bring one split of every store up to date, and its views, in one decoding pass."""
     facts = _view_facts(split, options)
-    _refuse_other_views(writer.path, facts)
+    for target in targets:
+        _refuse_other_views(target.writer.path, facts)
     images = evenly_spaced(len(split), options.limit)
     table = hash_images(split, images, options.workers)
     draws: dict[str, Draw | None] = {split.name: None}
     draws |= {name: _drawer(options.augment, table, about["view"]) for name, about in facts.items()}
-    tasks = {name: writer.plan(name, table, whole=options.limit is None) for name in draws}
-    missing = {name: sum(len(task.images) for task in tasks[name]) for name in draws}
+    parts: list[Part] = []
+    missing: list[dict[str, int]] = []
+    for target in targets:
+        tasks = {name: target.writer.plan(name, table, whole=options.limit is None) for name in draws}
+        parts += [Part(target.output, name, task, draws[name]) for name in draws for task in tasks[name]]
+        missing.append({name: sum(len(task.images) for task in tasks[name]) for name in draws})
     words = f" and {len(facts)} views" if facts else ""
-    line = progress.add_task(f"{writer.path.stem} {split.name}{words}", total=sum(missing.values()))
+    names = ", ".join(target.writer.path.stem for target in targets)
+    line = progress.add_task(f"{names} {split.name}{words}", total=sum(sum(each.values()) for each in missing))
     work = Work(
-        lane=lane,
-        batch_size=writer.batch_size,
-        dtype=options.dtype,
-        strict=options.strict,
-        paths=table.path,
-        pixels=pixel_reader(split, images, table, lane.backbone.geometry),
-        commit=writer.commit,
-        advance=lambda count: progress.update(line, advance=count),
-    )
-    parts = [Part(name, task, draws[name]) for name in draws for task in tasks[name]]
+        dtype=options.dtype, strict=options.strict, paths=table.path, image=image_reader(split, images, table),
+        advance=lambda count: progress.update(line, advance=count), clock=clock,
+    )  # fmt: skip
     if parts:
         run_parts(parts, work, options.workers)
-    for name in draws:
-        writer.finish(name, **facts.get(name, {}))
-    return {name: _outcome(writer, name, len(images), missing[name]) for name in draws}
+    for target in targets:
+        for name in draws:
+            target.writer.finish(name, **facts.get(name, {}))
+    return [
+        {name: outcome(target.writer, name, len(images), undone[name]) for name in draws}
+        for target, undone in zip(targets, missing, strict=True)
+    ]
 
 
-def _outcome(writer: StoreWriter, name: str, rows: int, computed: int) -> _Outcome:
-    """What was done to a finished split."""
-    bad = len(open_store(writer.path).split_attributes(name)["bad_images"])
-    return _Outcome(rows, computed, rows - computed, bad, writer.removed(name))
+def extract_all(
+    requests: Sequence[Request],
+    dataset: str,
+    *,
+    stores: Path,
+    split: str = "all",
+    data_dir: Path | None = None,
+    dtype: str = "fp16",
+    batch_size: int | None = None,
+    limit: int | None = None,
+    views: int = 0,
+    augment: str = "affine",
+    strict: bool = False,
+    devices: Sequence[str] = ("cpu",),
+    progress: ProgressLike | None = None,
+) -> dict[str, Any]:
+    """Embed a data set's images by several backbones at once, each image decoded once; resumes as :func:`extract`.
 
+    Args:
+        requests: the backbones and the tokens of each, at least one.
+        dataset: as in :func:`extract`; so are the other options.
+        devices: where every backbone runs; batches are dealt out to them.
 
-def _open_writer(
-    stores: Path, lane: Lane, dataset: Dataset, dtype: str, weights: Path | None, batch_size: int | None
-) -> StoreWriter:
-    """The store of this backbone and data set, created where there is none."""
-    backbone = lane.backbone
-    key = StoreKey(
-        transform=backbone.transform_words,
-        image_px=backbone.image_px,
-        weights_sha256=backbone.weights_sha256,
-        token=backbone.token,
-        dtype=dtype,
-    )
-    return StoreWriter(
-        store_path(stores, dataset.name, backbone.name, key),
-        key=key,
-        width=backbone.width,
-        batch_size=batch_size or default_batch_size(backbone, lane.device),
-        backbone=backbone.name,
-        dataset=dataset.name,
-        provenance=provenance(backbone, dataset, lane.device.type),
-        sources={"weights": str(weights.resolve()) if weights else None, "data": dataset.source},
-    )
+    Returns:
+        A JSON document: ``stores``, a list of what :func:`extract` tells of one store; ``store``, the first one,
+        which is the latest from now on; ``images_per_second``, null where nothing had to be computed; ``seconds``,
+        and ``seconds_by_stage`` over all workers.
 
-
-def _bad_images(store: Store, name: str) -> list[dict[str, Any]]:
-    """Bad images of a split; of a view those that its own split does not list already."""
-    listed: list[dict[str, Any]] = store.split_attributes(name)["bad_images"]
-    view = parse_view(name, store.names)
-    if view is None:
-        return listed
-    known = {entry["path"] for entry in store.split_attributes(view.split)["bad_images"]}
-    return [entry for entry in listed if entry["path"] not in known]
-
-
-def _document(path: Path, backbone: Backbone, options: _Options, outcomes: Mapping[str, _Outcome]) -> dict[str, Any]:
-    """What the run did, as plain JSON; times are added by the caller."""
-    store = open_store(path)
-    bad = [{"split": name, **entry} for name in outcomes for entry in _bad_images(store, name)]
+    Raises:
+        CspipeError: whatever a user can mend; the message says how.
+    """
+    begun = time.monotonic()
+    _check_options(dtype, limit, batch_size, views, augment)
+    places = [pick_device(name) for name in devices]
+    for request in requests:
+        resolve_spec(request.backbone)
+    listed = load_dataset(dataset, data_dir=data_dir)
+    wanted = _wanted_splits(listed, split)
+    networks = load_networks(requests, places, dtype)
+    workers = worker_count([lane for network in networks for lane in network.lanes])
+    options = _Options(dtype, limit, strict, workers, views, augment)
+    started, clock = time.monotonic(), Clock()
+    with open_targets(networks, listed, stores, dtype, batch_size) as targets:
+        outcomes: list[dict[str, Outcome]] = [{} for _ in targets]
+        for part in wanted:
+            done = _embed_split(targets, part, options, progress or Silent(), clock)
+            outcomes = [former | new for former, new in zip(outcomes, done, strict=True)]
+    record_latest(stores, targets[0].writer.path)
+    computed, ended = sum(part.computed for each in outcomes for part in each.values()), time.monotonic()
+    chosen = {"dtype": dtype, "views": views, "augment": augment if views else None}
+    told = [
+        document(target.writer.path, target.backbone, each) | chosen
+        for target, each in zip(targets, outcomes, strict=True)
+    ]
     return {
-        "store": str(path),
-        "backbone": backbone.name,
-        "dataset": store.dataset,
-        "splits": {name: asdict(outcome) for name, outcome in outcomes.items()},
-        "bad_images": bad,
-        "duplicates": count_duplicates(store),
-        "width": backbone.width,
-        "image_px": backbone.image_px,
-        "token": backbone.token,
-        "dtype": options.dtype,
-        "views": options.views,
-        "augment": options.augment if options.views else None,
-        "licence": backbone.licence,
-    }
+        "store": told[0]["store"], "stores": told, "images_per_second": computed / (ended - started) or None,
+        "seconds": ended - begun, "seconds_by_stage": clock.seconds,
+    }  # fmt: skip
 
 
 def extract(
@@ -273,21 +241,10 @@ def extract(
     Raises:
         CspipeError: whatever a user can mend; the message says how.
     """
-    begun = time.monotonic()
-    _check_options(dtype, limit, batch_size, views, augment)
-    place, spec = pick_device(device), resolve_spec(backbone)
-    listed = load_dataset(dataset, data_dir=data_dir)
-    wanted = _wanted_splits(listed, split)
-    loaded = load_backbone(spec, weights=weights, revision=revision, image_px=image_px, token=token, device=device)
-    lane = make_lane(loaded, place, dtype)
-    options = _Options(dtype, limit, strict, worker_count(lane), views, augment)
-    started = time.monotonic()
-    outcomes: dict[str, _Outcome] = {}
-    with _open_writer(stores, lane, listed, dtype, weights, batch_size) as writer:
-        for part in wanted:
-            outcomes |= _embed_split(writer, part, lane, options, progress or Silent())
-    record_latest(stores, writer.path)
-    computed, ended = sum(outcome.computed for outcome in outcomes.values()), time.monotonic()
-    speed = computed / (ended - started) if computed else None
-    document = _document(writer.path, loaded, options, outcomes)
-    return document | {"images_per_second": speed, "seconds": ended - begun}
+    request = Request(backbone, (token,), weights, revision, image_px)
+    told = extract_all(
+        [request], dataset, stores=stores, split=split, data_dir=data_dir, dtype=dtype, batch_size=batch_size,
+        limit=limit, views=views, augment=augment, strict=strict, devices=(device,), progress=progress,
+    )  # fmt: skip
+    (one,) = told["stores"]
+    return one | {name: value for name, value in told.items() if name != "stores"}

@@ -100,6 +100,20 @@ class TokenReader(nn.Module):
         return self.read(self.network, pixels_B3HW, self.tokens)
 
 
+class SideBySide(nn.Module):
+    """The tokens of a reader as one vector: ``(B, 3, H, W)`` to ``(B, sum of their widths)``."""
+
+    def __init__(self, reader: nn.Module, tokens: tuple[str, ...]) -> None:
+        super().__init__()
+        self.reader = reader
+        self.tokens = tokens
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """The tokens one behind the other, from normalised pixels."""
+        read = self.reader(pixels_B3HW)
+        return torch.cat([read[token].float() for token in self.tokens], -1)
+
+
 class OneToken(nn.Module):
     """A network and one token of it: ``(B, 3, H, W)`` to ``(B, width)``."""
 

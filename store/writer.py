@@ -5,7 +5,6 @@ through a journal; a chunk's file is renamed into place; its commit record follo
 true when every chunk has a record. :mod:`cspipe.store.commits` says how an extension is undone.
 """
 
-import hashlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cspipe.store import commits
+from cspipe.store.copies import HAS_COPY, drop_copy, refresh_copies
 from cspipe.store.errors import MismatchError, SettingError, StoreError
 from cspipe.store.layout import StoreKey
 from cspipe.store.lock import StoreLock
 from cspipe.store.meta import canonical, read_group, write_group
 from cspipe.store.opening import checked_tokens, open_root
 from cspipe.store.plan import VOID_REASON, ChunkTask, ImageTable, Plan, make_plan
+from cspipe.store.probe import check_probe, encode
 from cspipe.store.table import Rows, read_rows, rewrite
 
 __all__ = ["ChunkTask", "ImageTable", "StoreWriter"]
@@ -103,6 +104,20 @@ class StoreWriter:
         """Release the lock; what was committed stays."""
         self._lock.release()
 
+    def check_probe(self, probe: NDArray[np.floating[Any]]) -> None:
+        """Compare what the backbone makes of the probe image with what it made of it first, or record that.
+
+        Args:
+            probe: `(width,)` token of the probe image.
+
+        Raises:
+            MismatchError: this backbone gives other tokens than the store holds.
+        """
+        check_probe(self.path, self._root, probe)
+        if "probe" not in self._root:
+            self._root["probe"] = encode(probe)
+            write_group(self.path, self._root)
+
     def plan(self, split: str, table: ImageTable, *, whole: bool) -> list[ChunkTask]:
         """Bring the split's rows up to date and list what has to be computed.
 
@@ -171,11 +186,13 @@ class StoreWriter:
         for other in (folder.parent for folder in self.path.glob("*/zarr.json")):
             attributes = read_group(other)
             if attributes.get("complete") and self._other_classes(attributes):
+                drop_copy(other)
                 write_group(other, {**attributes, "complete": False})
         blank = {"rows": 0, "settled": 0, "bad_images": []}
         attributes = {**blank, **self._attributes[split], "complete": False}
         attributes["class_names"] = self._provenance.get("class_names")
         if attributes != self._attributes[split]:
+            drop_copy(self.path / split)
             write_group(self.path / split, attributes)
         self._attributes[split] = attributes
         root = dict(self._root)
@@ -185,6 +202,7 @@ class StoreWriter:
         root["splits"] = sorted({*root["splits"], split})
         if root != self._root:
             write_group(self.path, root)
+            refresh_copies(self.path)
             self._root = root
 
     def _discard(self, split: str, ends: NDArray[np.int64]) -> None:
@@ -263,16 +281,16 @@ class StoreWriter:
             write_group(self.path, self._root)
         attributes, rows = self._attributes.get(split) or read_group(self.path / split), self._rows.get(split)
         if attributes["complete"]:
+            refresh_copies(self.path)
             return
         rows = self._load(split) if rows is None else rows
         done, count = commits.progress(self.path / split, len(rows), self._shape)
         if done < count:
             raise StoreError(f"{split} has {done} of {count} chunks: commit the others before finish()")
-        print_of_images = np.concatenate([rows.sha256, rows.label.view(np.uint8).reshape(-1, 8)], axis=1)
-        images = sorted(image.tobytes() for image in print_of_images[rows.present])
-        attributes = {**attributes, "complete": True, "settled": len(rows), "facts": facts}
-        attributes["dataset_fingerprint"] = hashlib.sha256(b"".join(images)).hexdigest()
+        attributes = {**attributes, "complete": True, "settled": len(rows), "facts": facts, HAS_COPY: True}
+        attributes["dataset_fingerprint"] = rows.fingerprint()
         write_group(self.path / split, attributes)
+        refresh_copies(self.path)
         self._attributes[split] = attributes
 
     def removed(self, split: str) -> int:

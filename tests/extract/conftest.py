@@ -51,6 +51,23 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 64 rows, so that few images make many."""
+    monkeypatch.setattr("cspipe.store.opening.chunk_rows", lambda width, itemsize: 64)
+
+
+@pytest.fixture
+def run(tiny, tiny_weights, tmp_path):
+    """extract() with the tiny backbone, into a folder of stores below the test's own."""
+    from cspipe.extract.run import extract
+
+    def call(dataset="digits", stores="stores", **options):
+        return extract(tiny, str(dataset), stores=tmp_path / stores, **{"weights": tiny_weights, **options})
+
+    return call
+
+
 def _idx(array: np.ndarray) -> bytes:
     header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
     return header + array.tobytes()

@@ -24,23 +24,6 @@ from cspipe.store.writer import StoreWriter
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of 64 rows, so that few images make many."""
-    monkeypatch.setattr("cspipe.store.opening.chunk_rows", lambda width, itemsize: 64)
-
-
-@pytest.fixture
-def run(tiny, tiny_weights, tmp_path):
-    """extract() with the tiny backbone, into one folder of stores."""
-
-    def call(dataset="digits", **options):
-        options = {"stores": tmp_path / "stores", "weights": tiny_weights, **options}
-        return extract(tiny, str(dataset), **options)
-
-    return call
-
-
-@pytest.fixture
 def folder(tmp_path):
     """Thirty images of two classes, three of them bad: empty, cut short and a link to nowhere."""
     root = tmp_path / "pets"
