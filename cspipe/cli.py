@@ -9,12 +9,12 @@ import typer
 import cspipe
 from cspipe.common import Common, with_common
 from cspipe.store.errors import CspipeError
+from cspipe.store_commands import store_app
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Adapt a vision foundation model to many images with few labels: extract, head, finetune.",
 )  # fmt: skip
-store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the stores of cached tokens.")
 app.add_typer(store_app, name="store")
 
 Option, Argument = typer.Option, typer.Argument
@@ -90,6 +90,9 @@ def extract(
     augment: Augment = None,
     strict: Annotated[bool | None, Option("--strict", help="Stop at the first image that cannot be read.")] = None,
     trust_remote_code: RemoteCode = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only tell what would be done, and how long it would take.")] = (
+        False
+    ),
 ) -> None:
     """Run a frozen backbone once over the images and cache its tokens."""
     from cspipe import display, stages
@@ -101,7 +104,8 @@ def extract(
         "limit": limit, "views": views, "augment": augment, "strict": strict,
         "trust_remote_code": trust_remote_code or None,
     }  # fmt: skip
-    display.show(stages.extract(common, common.config(extract=changes)), common, display.print_extract)
+    document = stages.extract(common, common.config(extract=changes), dry_run=dry_run)
+    display.show(document, common, display.print_rehearsal if dry_run else display.print_extract)
 
 
 @app.command()
@@ -118,6 +122,9 @@ def head(
     test_dataset: Annotated[
         str | None, Option(metavar="DATASET", help="Judge on this data set's store of the same backbone instead.")
     ] = None,
+    labels_from: Annotated[
+        Path | None, Option(metavar="CSV", help="Further labels: what cspipe suggest wrote, filled in.")
+    ] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
 ) -> None:
     """Train content-style heads on cached tokens, beside what they must beat."""
@@ -125,7 +132,7 @@ def head(
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
-        "methods": method.split(",") if method else None, "test_dataset": test_dataset,
+        "methods": method.split(",") if method else None, "test_dataset": test_dataset, "labels_from": labels_from,
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
     store = stages.choose_store(config, backbone=backbone, dataset=dataset)
@@ -244,6 +251,21 @@ def export(
 
 @app.command()
 @with_common
+def suggest(
+    common: Common,
+    run: Annotated[Path | None, Argument(metavar="[RUN]", help="Head run. [default: the newest]")] = None,
+    n: Annotated[int, Option("--n", min=1, help="How many images.")] = 20,
+    out: Annotated[Path, Option(metavar="CSV", help="File to fill in.")] = Path("suggested.csv"),
+) -> None:
+    """List the unlabelled images whose labels would help most, as a CSV for cspipe head --labels-from."""
+    from cspipe import display
+    from cspipe.suggest import print_suggest, run_suggest
+
+    display.show(run_suggest(common, common.config(), run, n, out), common, print_suggest)
+
+
+@app.command()
+@with_common
 def prefetch(
     backbone: Annotated[str, Argument(help="Name of a backbone; see cspipe ls.")],
     dataset: Annotated[str, Argument(help="Name of a data set; or a folder, .csv, .npz, .tar or hf:OWNER/NAME.")],
@@ -271,54 +293,6 @@ def list_all(common: Common) -> None:
     from cspipe import display, stages
 
     display.show(stages.listing(common.config()), common, display.print_listing)
-
-
-@store_app.command("ls")
-@with_common
-def store_ls(common: Common) -> None:
-    """List the stores."""
-    from cspipe import display, stages
-
-    display.show({"stores": stages.list_of_stores(common.config())}, common, display.print_stores)
-
-
-StorePath = Annotated[Path | None, Argument(help="Path of the store. [default: the one extracted last]")]
-
-
-@store_app.command("info")
-@with_common
-def store_info(common: Common, path: StorePath = None) -> None:
-    """Show what a store holds and where it came from."""
-    from cspipe import display, stages
-
-    display.show(stages.store_info(common.config(), path), common, display.print_store_info)
-
-
-@store_app.command("verify")
-@with_common
-def store_verify(common: Common, path: StorePath = None) -> None:
-    """Check every byte of a store; exit 1 where anything is wrong."""
-    from cspipe import display, stages
-
-    document = stages.verify(common.config(), path)
-    display.show(document, common, display.print_verify)
-    raise typer.Exit(1 if document["problems"] else 0)
-
-
-@store_app.command("duplicates")
-@with_common
-def store_duplicates(
-    common: Common,
-    path: StorePath = None,
-    near: Annotated[
-        float | None, Option(metavar="COSINE", help="Images whose tokens are so alike. [default: equal images]")
-    ] = None,
-    limit: Annotated[int, Option(min=1, help="Pairs that are listed, the most alike first.")] = 100,
-) -> None:
-    """List images that lie in the training and in the test split."""
-    from cspipe import data, display
-
-    display.show(data.duplicates(common.config(), path, near, limit), common, data.print_duplicates)
 
 
 def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401

@@ -1,6 +1,8 @@
 """How each command's JSON document is shown to a person: tables on standard output."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from cspipe.common import Common
@@ -46,6 +48,20 @@ def print_extracted(document: Document) -> None:
         if count:
             message(f"{count} images are in both of {pair}: cspipe store duplicates lists them")
     print(document["store"])
+
+
+def print_rehearsal(document: Document) -> None:
+    """What an extraction would do."""
+    for told in document["stores"]:
+        title = f"{Path(told['store']).name} ({told['token']}, {told['width']} wide, licence {told['licence']})"
+        print_table(title, ("split", "rows to compute"), list(told["rows_to_compute"].items()))
+        print(f"{told['bytes'] / 2**20:,.1f} MiB on disk, batches of {told['batch_size']}")
+    if document["images_per_second"]:
+        left = timedelta(seconds=round(document["seconds_left"]))
+        print(f"{document['images_per_second']:,.0f} images/s on a few batches: {left} to go")
+    else:
+        print("nothing to compute")
+    print(f"nothing was written; {document['bytes_free'] / 2**30:,.1f} GiB free where the stores lie")
 
 
 def print_head(document: Document) -> None:

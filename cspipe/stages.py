@@ -26,11 +26,15 @@ def calm(common: Common) -> None:
         logging.disable(logging.WARNING)
 
 
-def extract(common: Common, config: Config) -> Document:
-    """Stage one: one backbone and token give the document of their store, several a list of such."""
+def extract(common: Common, config: Config, *, dry_run: bool = False) -> Document:
+    """Stage one: one backbone and token give the document of their store, several a list of such.
+
+    With `dry_run` nothing is written, and the document tells what would be done.
+    """
     from contextlib import nullcontext
 
     from cspipe.extract.progress import console_progress
+    from cspipe.extract.rehearsal import rehearse
     from cspipe.extract.run import extract_all
 
     calm(common)
@@ -39,6 +43,9 @@ def extract(common: Common, config: Config) -> Document:
     for name in ("backbone", "token", "weights", "revision", "image_px", "trust_remote_code"):
         settings.pop(name)
     devices = settings.pop("devices") or (config.device,)
+    if dry_run:
+        settings.pop("strict")
+        return rehearse(requests, settings.pop("dataset"), stores=config.stores, devices=devices, **settings)
     with nullcontext() if common.quiet else console_progress() as progress:
         told = extract_all(
             requests, settings.pop("dataset"), stores=config.stores, devices=devices, progress=progress, **settings
@@ -109,7 +116,7 @@ def head(common: Common, config: Config, store: Path, memory: "Memory | None" = 
             train_seed=settings.train_seed, train_seeds=settings.train_seeds, draw=settings.draw,
             methods=settings.methods, settings=settings.settings, dev_rows=settings.dev_rows, test_store=test_store,
             device=config.device, config_toml=config.toml(), on_progress=told, memory=memory,
-            memory_gb=settings.memory_gb,
+            memory_gb=settings.memory_gb, labels_from=settings.labels_from,
         )  # fmt: skip
 
 

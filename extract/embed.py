@@ -145,7 +145,8 @@ def probe(lane: Lane) -> NDArray[np.float32]:
     seat = make_seat(lane, 1)
     seat.pixels_B3HW.numpy()[0] = to_uint8(probe_image(), lane.backbone.geometry)
     with single_threaded():
-        return embed(lane, seat)[0]
+        (token_D,) = embed(lane, seat)
+    return np.asarray(token_D)
 
 
 def embed(lane: Lane, seat: Seat) -> NDArray[np.float32]:

@@ -2,80 +2,22 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cspipe.extract.augment import draw_view, parts_of, words_of
 from cspipe.extract.backbones import BackboneSpec, resolve_spec
-from cspipe.extract.datasets import Dataset, ImageSplit, load_dataset
+from cspipe.extract.datasets import ImageSplit, load_dataset
 from cspipe.extract.embed import pick_device
 from cspipe.extract.hashing import hash_images, image_reader
-from cspipe.extract.images import Pixels
 from cspipe.extract.outcomes import Outcome, document, outcome
 from cspipe.extract.parallel import Clock, Work, run_parts, worker_count
-from cspipe.extract.pieces import Draw, Part
+from cspipe.extract.pieces import Part
 from cspipe.extract.progress import ProgressLike, Silent
 from cspipe.extract.targets import Request, Target, load_networks, open_targets
-from cspipe.store.errors import MismatchError, SettingError, unknown_name
-from cspipe.store.layout import DTYPES, record_latest
+from cspipe.extract.wanted import Options, check_options, draws_of, evenly_spaced, view_facts, wanted_splits
+from cspipe.store.errors import MismatchError
+from cspipe.store.layout import record_latest
 from cspipe.store.reader import open_store
-from cspipe.store.views import view_name
-from cspipe.store.writer import ImageTable
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What holds for every split of one run."""
-
-    dtype: str
-    limit: int | None
-    strict: bool
-    workers: int
-    views: int
-    augment: str
-
-
-def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
-    """``limit`` of ``count`` image numbers from the first to the last, or all of them.
-
-    >>> evenly_spaced(10, 4).tolist()
-    [0, 3, 6, 9]
-    """
-    if limit is None or limit >= count:
-        return np.arange(count, dtype=np.int64)
-    return np.linspace(0, count - 1, limit).round().astype(np.int64)
-
-
-def _wanted_splits(dataset: Dataset, split: str) -> list[ImageSplit]:
-    if split == "all":
-        return list(dataset.splits.values())
-    if split not in dataset.splits:
-        raise unknown_name(f"split of {dataset.name}", split, ["all", *dataset.splits])
-    return [dataset.splits[split]]
-
-
-def _check_options(dtype: str, limit: int | None, batch_size: int | None, views: int, augment: str) -> None:
-    """Refuse values that cannot be used before anything is loaded."""
-    if dtype not in DTYPES:
-        raise SettingError(f"tokens are stored as fp16 or fp32, not {dtype!r}: give --dtype fp16 or fp32")
-    if limit is not None and limit < 1:
-        raise SettingError(f"--limit is how many images of each split are taken, at least 1; got {limit}")
-    if batch_size is not None and (batch_size < 1 or batch_size & (batch_size - 1)):
-        raise SettingError(f"--batch-size is a power of two, such as 16 or 128; {batch_size} was given")
-    if views < 0:
-        raise SettingError(f"--views is how many views of each training image are kept, 0 for none; got {views}")
-    parts_of(augment)
-
-
-def _view_facts(split: ImageSplit, options: _Options) -> dict[str, dict[str, Any]]:
-    """What is recorded with each view of a split, by the view's name; only training images have views."""
-    count = options.views if split.name == "train" else 0
-    about = {"augment": options.augment, "augment_words": words_of(options.augment)}
-    return {view_name(split.name, options.augment, k): {**about, "view": k} for k in range(1, count + 1)}
 
 
 def _refuse_other_views(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -90,26 +32,16 @@ def _refuse_other_views(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
-def _drawer(augment: str, table: ImageTable, view: int) -> Draw:
-    """How view number ``view``, from 1, of the table's images is drawn."""
-
-    def draw(image: int, pixels: Pixels) -> Pixels:
-        return draw_view(augment, pixels, table.sha256[image].tobytes(), view - 1)
-
-    return draw
-
-
 def _embed_split(
-    targets: Sequence[Target], split: ImageSplit, options: _Options, progress: ProgressLike, clock: Clock
+    targets: Sequence[Target], split: ImageSplit, options: Options, progress: ProgressLike, clock: Clock
 ) -> list[dict[str, Outcome]]:
     """Bring one split of every store up to date, and its views, in one decoding pass."""
-    facts = _view_facts(split, options)
+    facts = view_facts(split, options)
     for target in targets:
         _refuse_other_views(target.writer.path, facts)
     images = evenly_spaced(len(split), options.limit)
     table = hash_images(split, images, options.workers)
-    draws: dict[str, Draw | None] = {split.name: None}
-    draws |= {name: _drawer(options.augment, table, about["view"]) for name, about in facts.items()}
+    draws = draws_of(split, options, table)
     parts: list[Part] = []
     missing: list[dict[str, int]] = []
     for target in targets:
@@ -166,15 +98,15 @@ def extract_all(
         CspipeError: whatever a user can mend; the message says how.
     """
     begun = time.monotonic()
-    _check_options(dtype, limit, batch_size, views, augment)
+    check_options(dtype, limit, batch_size, views, augment)
     places = [pick_device(name) for name in devices]
     for request in requests:
         resolve_spec(request.backbone)
     listed = load_dataset(dataset, data_dir=data_dir)
-    wanted = _wanted_splits(listed, split)
+    wanted = wanted_splits(listed, split)
     networks = load_networks(requests, places, dtype)
     workers = worker_count([lane for network in networks for lane in network.lanes])
-    options = _Options(dtype, limit, strict, workers, views, augment)
+    options = Options(dtype, limit, strict, workers, views, augment)
     started, clock = time.monotonic(), Clock()
     with open_targets(networks, listed, stores, dtype, batch_size) as targets:
         outcomes: list[dict[str, Outcome]] = [{} for _ in targets]
@@ -246,5 +178,5 @@ def extract(
         [request], dataset, stores=stores, split=split, data_dir=data_dir, dtype=dtype, batch_size=batch_size,
         limit=limit, views=views, augment=augment, strict=strict, devices=(device,), progress=progress,
     )  # fmt: skip
-    (one,) = told["stores"]
+    one: dict[str, Any] = told["stores"][0]
     return one | {name: value for name, value in told.items() if name != "stores"}

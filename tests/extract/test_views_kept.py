@@ -132,7 +132,7 @@ def test_a_flipped_bit_in_a_view_is_found_and_only_its_chunk_is_computed_again(r
 
 def test_views_that_were_made_in_another_way_under_the_same_name_are_not_mixed(run, monkeypatch):
     store = run(limit=20, views=1)["store"]
-    monkeypatch.setattr("cspipe.extract.run.words_of", lambda name: "turned by up to 90 degrees")
+    monkeypatch.setattr("cspipe.extract.wanted.words_of", lambda name: "turned by up to 90 degrees")
     with pytest.raises(
         MismatchError, match=r"train-affine-1 was made by affine as .* now 'turned by up to 90 degrees'"
     ):
