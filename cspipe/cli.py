@@ -85,6 +85,7 @@ def extract(
     dtype: Annotated[str | None, Option(help="fp16 or fp32.")] = None,
     batch_size: Annotated[int | None, Option(help="Images a forward pass; recorded when the store is begun.")] = None,
     devices: Annotated[str | None, Option(metavar="0,1,...", help="GPUs to share the work of one machine.")] = None,
+    scheduler: Annotated[str | None, Option(metavar="ADDRESS", help="Dask scheduler whose workers work.")] = None,
     limit: Annotated[int | None, Option(help="Only so many rows of each split, evenly spaced.")] = None,
     views: Annotated[int | None, Option(help="Cache so many augmented views of each training image too.")] = None,
     augment: Augment = None,
@@ -101,7 +102,7 @@ def extract(
         "backbone": backbone, "dataset": dataset, "split": split, "weights": weights, "revision": revision,
         "data_dir": data_dir, "image_px": image_px, "token": token, "dtype": dtype, "batch_size": batch_size,
         "devices": [f"cuda:{n}" if n.isdecimal() else n for n in devices.split(",")] if devices else None,
-        "limit": limit, "views": views, "augment": augment, "strict": strict,
+        "scheduler": scheduler, "limit": limit, "views": views, "augment": augment, "strict": strict,
         "trust_remote_code": trust_remote_code or None,
     }  # fmt: skip
     document = stages.extract(common, common.config(extract=changes), dry_run=dry_run)

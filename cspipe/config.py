@@ -37,6 +37,7 @@ class ExtractConfig(BaseModel):
     dtype: Literal["fp16", "fp32"] = "fp16"
     batch_size: Positive | None = None
     devices: tuple[str, ...] = ()
+    scheduler: str | None = None
     limit: Positive | None = None
     views: Annotated[int, Field(ge=0)] = 0
     augment: str = "affine"
@@ -61,6 +62,7 @@ class HeadConfig(BaseModel):
     methods: tuple[str, ...] = DEFAULT_METHODS
     dev_rows: Annotated[int, Field(ge=0)] = 0
     test_dataset: str | None = None
+    labels_from: Path | None = None
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     settings: CheckedHeadSettings = CheckedHeadSettings()
 

@@ -44,7 +44,7 @@ def extract(common: Common, config: Config, *, dry_run: bool = False) -> Documen
         settings.pop(name)
     devices = settings.pop("devices") or (config.device,)
     if dry_run:
-        settings.pop("strict")
+        settings.pop("strict"), settings.pop("scheduler")
         return rehearse(requests, settings.pop("dataset"), stores=config.stores, devices=devices, **settings)
     with nullcontext() if common.quiet else console_progress() as progress:
         told = extract_all(

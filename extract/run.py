@@ -1,11 +1,16 @@
 """Stage one: every image of a data set once through a backbone, its token kept in a store."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cspipe.extract.backbones import BackboneSpec, resolve_spec
+from cspipe.extract.cluster import Cluster, Job, Planned, make_job
 from cspipe.extract.datasets import ImageSplit, load_dataset
 from cspipe.extract.embed import pick_device
 from cspipe.extract.hashing import hash_images, image_reader
@@ -18,6 +23,7 @@ from cspipe.extract.wanted import Options, check_options, draws_of, evenly_space
 from cspipe.store.errors import MismatchError
 from cspipe.store.layout import record_latest
 from cspipe.store.reader import open_store
+from cspipe.store.writer import ImageTable
 
 
 def _refuse_other_views(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -32,8 +38,12 @@ def _refuse_other_views(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
+Compute = Callable[[ImageSplit, Sequence[Planned], NDArray[np.int64], ImageTable, Callable[[int], None]], None]
+"""Computes and commits planned parts of a split, given its images, their table, and what to tell of progress."""
+
+
 def _embed_split(
-    targets: Sequence[Target], split: ImageSplit, options: Options, progress: ProgressLike, clock: Clock
+    targets: Sequence[Target], split: ImageSplit, options: Options, progress: ProgressLike, compute: Compute
 ) -> list[dict[str, Outcome]]:
     """Bring one split of every store up to date, and its views, in one decoding pass."""
     facts = view_facts(split, options)
@@ -42,21 +52,21 @@ def _embed_split(
     images = evenly_spaced(len(split), options.limit)
     table = hash_images(split, images, options.workers)
     draws = draws_of(split, options, table)
-    parts: list[Part] = []
+    planned: list[Planned] = []
     missing: list[dict[str, int]] = []
-    for target in targets:
+    for number, target in enumerate(targets):
         tasks = {name: target.writer.plan(name, table, whole=options.limit is None) for name in draws}
-        parts += [Part(target.output, name, task, draws[name]) for name in draws for task in tasks[name]]
+        planned += [
+            Planned(number, facts.get(name, {}).get("view"), Part(target.output, name, task, draws[name]))
+            for name in draws
+            for task in tasks[name]
+        ]
         missing.append({name: sum(len(task.images) for task in tasks[name]) for name in draws})
     words = f" and {len(facts)} views" if facts else ""
     names = ", ".join(target.writer.path.stem for target in targets)
     line = progress.add_task(f"{names} {split.name}{words}", total=sum(sum(each.values()) for each in missing))
-    work = Work(
-        dtype=options.dtype, strict=options.strict, paths=table.path, image=image_reader(split, images, table),
-        advance=lambda count: progress.update(line, advance=count), clock=clock,
-    )  # fmt: skip
-    if parts:
-        run_parts(parts, work, options.workers)
+    if planned:
+        compute(split, planned, images, table, lambda count: progress.update(line, advance=count))
     for target in targets:
         for name in draws:
             target.writer.finish(name, **facts.get(name, {}))
@@ -64,6 +74,31 @@ def _embed_split(
         {name: outcome(target.writer, name, len(images), undone[name]) for name in draws}
         for target, undone in zip(targets, missing, strict=True)
     ]
+
+
+def _locally(options: Options, clock: Clock) -> Compute:
+    """Parts computed by threads of this process."""
+
+    def compute(
+        split: ImageSplit, planned: Sequence[Planned], images: NDArray[np.int64], table: ImageTable,
+        advance: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        work = Work(options.dtype, options.strict, table.path, image_reader(split, images, table), advance, clock)
+        run_parts([each.part for each in planned], work, options.workers)
+
+    return compute
+
+
+def _on_cluster(cluster: Cluster, job: Job) -> Compute:
+    """Parts computed by the workers of a scheduler."""
+
+    def compute(
+        split: ImageSplit, planned: Sequence[Planned], images: NDArray[np.int64], table: ImageTable,
+        advance: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        cluster.run(job, split.name, planned, images, table, advance)
+
+    return compute
 
 
 def extract_all(
@@ -80,6 +115,7 @@ def extract_all(
     augment: str = "affine",
     strict: bool = False,
     devices: Sequence[str] = ("cpu",),
+    scheduler: str | None = None,
     progress: ProgressLike | None = None,
 ) -> dict[str, Any]:
     """Embed a data set's images by several backbones at once, each image decoded once; resumes as :func:`extract`.
@@ -88,6 +124,8 @@ def extract_all(
         requests: the backbones and the tokens of each, at least one.
         dataset: as in :func:`extract`; so are the other options.
         devices: where every backbone runs; batches are dealt out to them.
+        scheduler: address of a dask.distributed scheduler whose workers do the work, see
+            :mod:`cspipe.extract.cluster`; the first device is then that of each worker.
 
     Returns:
         A JSON document: ``stores``, a list of what :func:`extract` tells of one store; ``store``, the first one,
@@ -108,10 +146,15 @@ def extract_all(
     workers = worker_count([lane for network in networks for lane in network.lanes])
     options = Options(dtype, limit, strict, workers, views, augment)
     started, clock = time.monotonic(), Clock()
-    with open_targets(networks, listed, stores, dtype, batch_size) as targets:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(scheduler)) if scheduler else None
+        targets = stack.enter_context(open_targets(networks, listed, stores, dtype, batch_size))
+        compute = _locally(options, clock)
+        if cluster is not None:
+            compute = _on_cluster(cluster, make_job(networks, targets, dataset, data_dir, options, devices[0]))
         outcomes: list[dict[str, Outcome]] = [{} for _ in targets]
         for part in wanted:
-            done = _embed_split(targets, part, options, progress or Silent(), clock)
+            done = _embed_split(targets, part, options, progress or Silent(), compute)
             outcomes = [former | new for former, new in zip(outcomes, done, strict=True)]
     record_latest(stores, targets[0].writer.path)
     computed, ended = sum(part.computed for each in outcomes for part in each.values()), time.monotonic()
