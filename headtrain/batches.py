@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cspipe.headtrain import losses
+from cspipe.headtrain.objective import critics_in_use
 from cspipe.headtrain.projection import Projection
 from cspipe.headtrain.settings import HeadSettings
 
@@ -59,8 +60,17 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Real:
+    """What the discriminators take for real, and MMD compares with: draws of both priors, rows of tokens."""
+
+    class_HB: Tensor
+    style_HBS: Tensor
+    row_HB: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
-    """What one step sees: row numbers, draws of the priors.
+    """What one step sees: row numbers, and where a term compares with them, draws of the priors.
 
     `view_HB` are views of the unlabelled rows, the clean rows themselves where there are none; `share_HB1` is what
     each of them keeps when it is mixed with the row beside it.
@@ -70,9 +80,7 @@ class Batch:
     unlabelled_HB: Tensor
     view_HB: Tensor
     share_HB1: Tensor
-    content_prior_HB: Tensor
-    style_prior_HBS: Tensor
-    real_HB: Tensor
+    real: Real | None
 
 
 def head_generators(seeds: Sequence[int], device: torch.device | str) -> list[torch.Generator]:
@@ -121,23 +129,28 @@ def draw_batches(
         dtype: of the draws.
     """
     ahead, rows, clean_rows = STEPS_DRAWN_AHEAD, settings.batch, table_rows // (pools.views + 1)
+    compares = bool(critics_in_use(settings)) or (settings.lambda_s > 0 and settings.style_term == "mmd")
     while True:
-        labelled, unlabelled, view, share, content, style, real = [], [], [], [], [], [], []
+        parts: list[tuple[Tensor, ...]] = []
+        reals: list[tuple[Tensor, ...]] = []
         for head, generator in enumerate(generators):
             pool, labels = pools.unlabelled[head], pools.labelled[head]
             known = draw_passes(labels, ahead * settings.labelled_batch, generator).view(ahead, -1)
-            labelled.append(draw_views(known, pools, clean_rows, generator, clean=True))
-            unlabelled.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
-            view.append(draw_views(unlabelled[-1], pools, clean_rows, generator, clean=False))
-            share.append(torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype))
-            real.append(draw_passes(pool, ahead * rows, generator).view(ahead, rows))
-            content.append(draw_prior(pools.prior_HK[head], rows, generator, ahead))
-            noise = torch.randn(ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype)
-            style.append(noise)
-        parts = (labelled, unlabelled, view, share, content, style, real)
-        drawn = [torch.stack(part, 1) for part in parts]
+            labelled = draw_views(known, pools, clean_rows, generator, clean=True)
+            unlabelled = draw_passes(pool, ahead * rows, generator).view(ahead, rows)
+            view = draw_views(unlabelled, pools, clean_rows, generator, clean=False)
+            share = torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype)
+            parts.append((labelled, unlabelled, view, share))
+            if compares:
+                prior = draw_prior(pools.prior_HK[head], rows, generator, ahead)
+                style = torch.randn(ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype)
+                reals.append((prior, style, draw_passes(pool, ahead * rows, generator).view(ahead, rows)))
+        drawn = [torch.stack(part, 1) for part in zip(*parts, strict=True)]
+        real = [torch.stack(part, 1) for part in zip(*reals, strict=True)]
         for step in range(ahead):
-            yield Batch(*(part[step] for part in drawn))
+            now = Real(*(part[step] for part in real)) if real else None
+            labelled, unlabelled, view, share = (part[step] for part in drawn)
+            yield Batch(labelled, unlabelled, view, share, now)
 
 
 def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:

@@ -21,7 +21,7 @@ from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import MismatchError, MissingDataError
 
 FORMAT = 2
-BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0}
+BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0, "norm": "batch"}
 """What heads of format 1 did, before these were settings."""
 
 
@@ -58,6 +58,11 @@ class SavedHead:
     card: dict[str, Any]
     path: Path
 
+    @property
+    def given_labels(self) -> dict[int, int]:
+        """Row id -> class number of the labels that were given beside the store."""
+        return {int(row): int(label) for row, label in self.card.get("given_labels", {}).items()}
+
 
 def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
     """Reads a head file.
@@ -92,13 +97,9 @@ def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: tor
     settings = HeadSettings(**told | {"prior_given": tuple(told["prior_given"])})
     stack = ContentStyle(
         width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
-        hidden=settings.hidden, critics=critics_in_use(settings), seeds=[0],
+        hidden=settings.hidden, norm=settings.norm, critics=critics_in_use(settings), seeds=[0],
     )  # fmt: skip
     weights = {name.removeprefix("stack."): t for name, t in tensors.items() if name.startswith("stack.")}
-    if facts["format"] == 1:
-        for part in ("encoder", "decoder"):
-            fold_batch_norm(weights, part)
-            getattr(stack, part)[1] = torch.nn.Identity()
     stack.load_state_dict(weights)
     basis = tensors.get("projection.basis")
     projection = Projection(
@@ -106,12 +107,3 @@ def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: tor
         None if basis is None else basis.to(device),
     )  # fmt: skip
     return Head(stack.to(device).eval(), projection, settings)
-
-
-def fold_batch_norm(weights: dict[str, Tensor], part: str) -> None:
-    """Heads of format 1 had a batch norm `(1, F)` behind their first layer: it is folded into that layer, in place."""
-    norm = {name: weights.pop(f"{part}.1.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
-    factor_1F = norm["weight"] / (norm["running_var"] + 1e-5).sqrt()
-    weights[f"{part}.0.weight"] = weights[f"{part}.0.weight"] * factor_1F[:, None]
-    shifted_1F = weights[f"{part}.0.bias"][:, 0] - norm["running_mean"]
-    weights[f"{part}.0.bias"] = (shifted_1F * factor_1F + norm["bias"])[:, None]

@@ -64,8 +64,8 @@ def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSet
     target_NK = votes_NK.clone()
     target_NK[at_L] = F.one_hot(label_L, given.classes).to(votes_NK)
     stack = ContentStyle(
-        width=teacher.stack.width, classes=given.classes, style=settings.style, hidden=settings.hidden, critics={},
-        seeds=seeds,
+        width=teacher.stack.width, classes=given.classes, style=settings.style, hidden=settings.hidden,
+        norm=settings.norm, critics={}, seeds=seeds,
     ).to(device).train()  # fmt: skip
     prior_HK = torch.full((1, given.classes), 1 / given.classes, device=device)
     pools = Pools([at_L], [torch.arange(len(table_NP), device=device)], prior_HK)

@@ -11,6 +11,7 @@ from cspipe.store.errors import SettingError, unknown_name
 
 ContentTerm = Literal["entropy", "adversarial"]
 StyleTerm = Literal["adversarial", "gaussian", "mmd"]
+Norm = Literal["layer", "batch"]
 Estimator = Literal["nonsaturating", "kl"]
 Prior = Literal["uniform", "given", "labelled", "estimated"]
 
@@ -27,6 +28,7 @@ class HeadSettings:
         scale_floor: share of the tokens' root mean square deviation that no dimension's scale falls below; 0
             standardises fully, see `fit_projection`.
         hidden: width of the encoder's and the decoder's hidden layer.
+        norm: between the layers: `layer`, or the paper's `batch`, which needs batches of one kind of rows.
         style: width S of the style vector.
         discriminator: width of both hidden layers of each discriminator (500 in the predecessor).
         content_term: estimator of D_c: `entropy` is closed form, KL(mean content || prior) plus
@@ -50,6 +52,7 @@ class HeadSettings:
     components: Annotated[int, Ge(0)] = 512
     scale_floor: Weight = 1.0
     hidden: Count = 256
+    norm: Norm = "layer"
     style: Count = 32
     discriminator: Count = 128
     content_term: ContentTerm = "entropy"
@@ -81,7 +84,7 @@ class HeadSettings:
 HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style": {},
     "content-style-paper": {
-        "components": 0, "hidden": 512, "content_term": "adversarial", "style_term": "adversarial",
+        "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
         "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
     },

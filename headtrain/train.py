@@ -105,10 +105,10 @@ class Watch:
         self.restarts = torch.zeros(len(weights[0]), dtype=torch.int64, device=weights[0].device)
 
     def tensors(self) -> list[Tensor]:
-        """Weights and Adam's moments, each with the heads first."""
+        """Weights, running statistics and Adam's moments, each with the heads first."""
         moments = [state[name] for optimiser in self.optimisers for state in optimiser.state.values()
                    for name in ("exp_avg", "exp_avg_sq")]  # fmt: skip
-        return [*(weight.data for weight in self.stack.parameters()), *moments]
+        return [*(weight.data for weight in self.stack.parameters()), *self.stack.buffers(), *moments]
 
     def look(self, terms: dict[str, Tensor]) -> Tensor:
         """Puts lost heads back and keeps the state of the others: restarts of each head so far, `(H,)`."""
@@ -138,17 +138,17 @@ def train_step(
     token_HXP, share_HB1 = gather(table_TP, batch, settings)
     terms, samples = objective(
         stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings, share_HB1=share_HB1,
-        prior_HBS=batch.style_prior_HBS,
+        prior_HBS=None if batch.real is None else batch.real.style_HBS,
     )  # fmt: skip
     apply_gradients(total(terms, settings).sum(), generator, again=critic is not None)
     told = {name: value.detach() for name, value in terms.items()}
-    if critic is not None:
+    if critic is not None and batch.real is not None:
         reals = {
-            "content": torch.nn.functional.one_hot(batch.content_prior_HB, stack.classes).to(table_TP.dtype),
-            "style": batch.style_prior_HBS,
+            "content": torch.nn.functional.one_hot(batch.real.class_HB, stack.classes).to(table_TP.dtype),
+            "style": batch.real.style_HBS,
         }
         if "token" in samples:
-            reals["token"] = table_TP[batch.real_HB]
+            reals["token"] = table_TP[batch.real.row_HB]
         judged = critic_losses(stack, samples, reals)
         apply_gradients(torch.stack(list(judged.values())).sum(), critic)
         told |= {f"critic_{name}": value.detach() for name, value in judged.items()}

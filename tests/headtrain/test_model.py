@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cspipe.headtrain.model import ContentStyle, StackedLinear
+from cspipe.headtrain.model import ContentStyle, StackedBatchNorm, StackedLinear
 
 HEADS, ROWS, WIDE_IN, WIDE_OUT = 3, 10, 5, 4
 
@@ -38,6 +38,25 @@ def test_stacked_linear_is_initialised_uniformly_within_torchs_bound():
         assert abs(values.mean().item()) < 0.01
 
 
+def test_stacked_batch_norm_is_one_torch_batch_norm_a_head_in_training_and_in_use():
+    stacked = StackedBatchNorm(WIDE_IN, HEADS)
+    plain = [nn.BatchNorm1d(WIDE_IN) for _ in range(HEADS)]
+    for step in range(5):
+        x = drawn(HEADS, ROWS, WIDE_IN, seed=step) * 3 + step
+        out = stacked(x)
+        for head in range(HEADS):
+            torch.testing.assert_close(out[head], plain[head](x[head]), rtol=0, atol=1e-5)
+    stacked.eval()
+    for head in range(HEADS):
+        torch.testing.assert_close(stacked(x)[head], plain[head].eval()(x[head]), rtol=0, atol=1e-5)
+
+
+def test_a_bias_before_a_batch_norm_does_not_learn():
+    stack = make(norm="batch")
+    assert [p.requires_grad for p in (stack.encoder[0].bias, stack.encoder[3].bias)] == [False, True]
+    assert all(parameter.requires_grad for parameter in stack.generator_parameters())
+
+
 def test_a_heads_first_weights_do_not_depend_on_its_neighbours():
     alone, among = make((7,)).state_dict(), make((3, 7, 5)).state_dict()
     assert alone.keys() == among.keys()
@@ -46,9 +65,12 @@ def test_a_heads_first_weights_do_not_depend_on_its_neighbours():
     assert not torch.equal(among["encoder.0.weight"][0], among["encoder.0.weight"][1])
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("training", [True, False])
-def test_one_head_of_a_stack_gives_the_same_outputs_alone(training):
-    stack, x = make().train(), drawn(HEADS, ROWS, 6)
+def test_one_head_of_a_stack_gives_the_same_outputs_alone(training, norm):
+    stack, x = make(norm=norm).train(), drawn(HEADS, ROWS, 6)
+    for _ in range(5):
+        stack.encode(x * 2 + 1)  # running statistics that are not the first ones
     stack.train(training)
     logits, style = stack.encode(x)
     rebuilt = stack.decode(logits.softmax(-1), style)
@@ -91,6 +113,6 @@ def test_everything_but_the_discriminators_learns_with_the_encoder_and_decoder()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_rows_code_does_not_depend_on_the_rows_beside_it(training):
+def test_with_a_layer_norm_a_rows_code_does_not_depend_on_the_rows_beside_it(training):
     stack, x = make().train(training), drawn(HEADS, ROWS, 6)
     torch.testing.assert_close(stack.encode(x)[0][:, :3], stack.encode(x[:, :3])[0], rtol=0, atol=1e-6)
