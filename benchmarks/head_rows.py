@@ -19,7 +19,7 @@ PAPER = "content-style-paper"
 
 STAGES = (
     ("scale_floor",), ("components",), ("content_term", "entropy_weight", "lambda_c"), ("style_term", "lambda_s"),
-    ("lambda_mix", "mix_temperature"),
+    ("lambda_mix", "mix_temperature"), ("norm",),
 )  # fmt: skip
 """What the ablation changes together, in order; then the weights that are left, then all else, and views last."""
 
@@ -137,7 +137,8 @@ def terms(bench: Bench) -> list[Variant]:
         first = first or variants[0].name
     last = variants[-1].name
     variants += [Variant(f"{last} + {weight:g} D_y", replace(whole, lambda_y=weight), last) for weight in TOKEN_WEIGHTS]
-    return [*variants, Variant(f"{last}, estimator kl", replace(whole, estimator="kl"), last)]
+    variants.append(Variant(f"{last}, estimator kl", replace(whole, estimator="kl"), last))
+    return [*variants, Variant(f"{last}, discriminators of 500 units", replace(whole, discriminator=500), last)]
 
 
 def views(bench: Bench, counts: Sequence[int]) -> list[Variant]:

@@ -30,7 +30,8 @@ from cspipe.store.errors import SettingError
 if TYPE_CHECKING:
     from cspipe.extract.backbones import Backbone
 
-CUDA_BATCH_SIZE = 128
+MOST_AT_ONCE = 512
+"""Images of a batch on a GPU, at most: more fill no GPU better."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,29 @@ def make_lane(backbone: "Backbone", device: torch.device, dtype: str, model: nn.
     return Lane(backbone, model.to(device), device, half=cuda and dtype == "fp16", turn=turn)
 
 
-def default_batch_size(backbone: "Backbone", device: torch.device) -> int:
-    """Images of a batch, a power of two: what fits the caches of one core, or fills a GPU."""
-    return CUDA_BATCH_SIZE if device.type == "cuda" else backbone.spec.batch_size
+def default_batch_size(lane: Lane) -> int:
+    """Images of a batch, a power of two: what fits the caches of one core, or the memory of a GPU."""
+    return largest_batch(lane) if lane.device.type == "cuda" else lane.backbone.spec.batch_size
+
+
+def largest_batch(lane: Lane, most: int = MOST_AT_ONCE) -> int:
+    """The largest batch that the device's memory holds, found by halving from ``most``, a power of two.
+
+    Raises:
+        SettingError: not even one image fits.
+    """
+    size = most
+    while size:
+        try:
+            embed(lane, make_seat(lane, size))
+            return size
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            size //= 2
+    raise SettingError(
+        f"{lane.device} has no memory left for one image of {lane.backbone.image_px} px: use a smaller backbone or "
+        "side, or --device cpu"
+    )
 
 
 def make_seat(lane: Lane, batch_size: int) -> Seat:

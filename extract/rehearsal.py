@@ -60,7 +60,7 @@ class _Rehearsal:
     ) -> None:
         self.backbone = network.tokens[number]
         self.path = store_path(stores, dataset, self.backbone.name, key_of(self.backbone, dtype))
-        wanted = batch_size or default_batch_size(self.backbone, network.lanes[0].device)
+        wanted = batch_size or default_batch_size(network.lanes[0])
         self.shape, size = _shape(self.path, self.backbone.width, dtype, wanted)
         self.output = Output(network.lanes, network.columns(number), size, lambda *_: None)
         self.missing: dict[str, int] = {}

@@ -158,10 +158,12 @@ def _writer(
     network: Network, backbone: Backbone, dataset: Dataset, stores: Path, *, dtype: str, batch_size: int | None
 ) -> StoreWriter:
     """The store of one token."""
-    device, key, weights = network.lanes[0].device, key_of(backbone, dtype), network.request.weights
+    lane, key, weights = network.lanes[0], key_of(backbone, dtype), network.request.weights
+    path = store_path(stores, dataset.name, backbone.name, key)
+    known = backbone.spec.batch_size if (path / "zarr.json").is_file() else None
     sources: Mapping[str, Any] = {"weights": str(weights.resolve()) if weights else None, "data": dataset.source}
     return StoreWriter(
-        store_path(stores, dataset.name, backbone.name, key), key=key, width=backbone.width,
-        batch_size=batch_size or default_batch_size(backbone, device), backbone=backbone.name, dataset=dataset.name,
-        provenance=provenance(backbone, dataset, device.type), sources=sources,
+        path, key=key, width=backbone.width, batch_size=batch_size or known or default_batch_size(lane),
+        backbone=backbone.name, dataset=dataset.name, provenance=provenance(backbone, dataset, lane.device.type),
+        sources=sources,
     )  # fmt: skip

@@ -75,3 +75,25 @@ def test_a_device_that_is_not_here_is_refused():
 def test_lanes_of_a_cpu_do_not_wait_for_each_other(tiny, tiny_weights):
     lane = make_lane(load_backbone(tiny, weights=tiny_weights), torch.device("cpu"), "fp16")
     assert not isinstance(lane.turn, type(threading.Lock()))
+
+
+def test_the_batch_of_a_gpu_is_the_largest_power_of_two_that_fits(tiny, tiny_weights, monkeypatch):
+    from cspipe.extract import embed as module
+
+    lane = make_lane(load_backbone(tiny, weights=tiny_weights), torch.device("cpu"), "fp16")
+    tried = []
+
+    def little_memory(lane, seat):
+        tried.append(len(seat.pixels_B3HW))
+        if tried[-1] > fits:
+            raise torch.OutOfMemoryError("no room")
+        return embed(lane, seat)
+
+    monkeypatch.setattr(module, "embed", little_memory)
+    fits = 100
+    assert module.largest_batch(lane) == 64
+    assert tried == [512, 256, 128, 64]
+    fits = 0
+    with pytest.raises(SettingError, match="no memory left for one image of 32 px"):
+        module.largest_batch(lane, most=4)
+    assert module.default_batch_size(lane) == 16
