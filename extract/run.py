@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cspipe.extract.backbones import BackboneSpec, resolve_spec
 from cspipe.extract.cluster import Cluster, Job, Planned, make_job
-from cspipe.extract.datasets import ImageSplit, load_dataset
+from cspipe.extract.datasets import DatasetSpec, ImageSplit, load_dataset
 from cspipe.extract.embed import pick_device
 from cspipe.extract.hashing import hash_images, image_reader
 from cspipe.extract.outcomes import Outcome, document, outcome
@@ -103,7 +103,7 @@ def _on_cluster(cluster: Cluster, job: Job) -> Compute:
 
 def extract_all(
     requests: Sequence[Request],
-    dataset: str,
+    dataset: str | DatasetSpec,
     *,
     stores: Path,
     split: str = "all",
@@ -151,7 +151,8 @@ def extract_all(
         targets = stack.enter_context(open_targets(networks, listed, stores, dtype, batch_size))
         compute = _locally(options, clock)
         if cluster is not None:
-            compute = _on_cluster(cluster, make_job(networks, targets, dataset, data_dir, options, devices[0]))
+            name = dataset if isinstance(dataset, str) else dataset.name
+            compute = _on_cluster(cluster, make_job(networks, targets, name, data_dir, options, devices[0]))
         outcomes: list[dict[str, Outcome]] = [{} for _ in targets]
         for part in wanted:
             done = _embed_split(targets, part, options, progress or Silent(), compute)
@@ -171,7 +172,7 @@ def extract_all(
 
 def extract(
     backbone: str | BackboneSpec,
-    dataset: str,
+    dataset: str | DatasetSpec,
     *,
     stores: Path,
     split: str = "all",
@@ -193,7 +194,7 @@ def extract(
 
     Args:
         backbone: a name in ``BACKBONES``, or a spec.
-        dataset: a name in ``DATASETS``, or a folder of images.
+        dataset: a name in ``DATASETS``, a folder of images, or an entry of that registry's kind.
         stores: folder of the stores.
         split: ``"train"``, ``"test"`` or ``"all"``.
         weights: file of the backbone's weights, in place of the hub.

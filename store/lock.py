@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from cspipe.store.errors import StoreError
-from cspipe.store.files import make_folders
+from cspipe.store.files import make_folders, told_where_full
 
 
 class StoreLock:
@@ -31,8 +31,13 @@ class StoreLock:
             raise StoreError(
                 f"{store} is being written by another writer ({holder or 'unknown'}): wait for it, or stop it"
             ) from None
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()}\n".encode(), 0)
+        try:
+            with told_where_full(path):
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, f"process {os.getpid()}\n".encode(), 0)
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let the next writer in."""

@@ -66,11 +66,11 @@ def open_root(
         make_folders(path)
         write_group(path, root)
     shape = Shape(width, dtype, int(root["chunk_rows"]))
-    _settle(path, shape)
+    settle(path, shape)
     return root, shape
 
 
-def _settle(path: Path, shape: Shape) -> None:
+def settle(path: Path, shape: Shape) -> None:
     """Remove left-over partial files, finish table rewrites, undo extensions."""
     for partial in left_overs(path):
         partial.unlink()

@@ -22,6 +22,7 @@ from cspipe.store.files import (
     fsync_tree,
     read_chunk_into,
     remove,
+    told_where_full,
     with_trailer,
     write_atomic,
 )
@@ -60,6 +61,12 @@ class Rows:
         """Whether every row agrees."""
         arrays = ((self.sha256, other.sha256), (self.label, other.label), (self.present, other.present))
         return self.path == other.path and all(np.array_equal(mine, its) for mine, its in arrays)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over image and label of every row that is present, whatever their order."""
+        both = np.concatenate([self.sha256, self.label.view(np.uint8).reshape(-1, 8)], axis=1)
+        images = sorted(image.tobytes() for image in both[self.present])
+        return hashlib.sha256(b"".join(images)).hexdigest()
 
     @staticmethod
     def none() -> "Rows":
@@ -113,13 +120,14 @@ def as_arrays(rows: Rows) -> dict[str, NDArray[Any] | list[str]]:
     }
 
 
-def _write_array(folder: Path, value: NDArray[Any] | list[str]) -> None:
+def write_array(folder: Path, value: NDArray[Any] | list[str]) -> None:
     """Write one table array through Zarr, whole chunks, empty ones too; remove chunks beyond its end."""
     import zarr
 
     array = zarr.open_array(folder, mode="r+").with_config({"write_empty_chunks": True})
-    if len(value):
-        array[:] = np.asarray(value, dtype=np.dtypes.StringDType()) if isinstance(value, list) else value
+    with told_where_full(folder):
+        if len(value):
+            array[:] = np.asarray(value, dtype=np.dtypes.StringDType()) if isinstance(value, list) else value
     count = -(-len(value) // TABLE_CHUNK_ROWS)
     for entry in (folder / "c").glob("*"):
         if not entry.name.isdigit() or int(entry.name) >= count:
@@ -138,7 +146,7 @@ def _apply(split: Path, rows: Rows, attributes: dict[str, Any], shape: Shape) ->
     write_documents(split, documents)
     values = as_arrays(rows)
     for name, value in values.items():
-        _write_array(split / name, value)
+        write_array(split / name, value)
     sums = array_sums(values)
     described = {name: hashlib.sha256(data).hexdigest() for name, data in documents.items()}
     new = {

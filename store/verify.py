@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cspipe.store import commits
+from cspipe.store.copies import HAS_COPY, copy_file, copy_problem
 from cspipe.store.errors import DamageError, StoreError
 from cspipe.store.files import PARTIAL, chunk_file, read_chunk_into
 from cspipe.store.meta import ARRAYS, TABLE_CHUNK_ROWS, TABLES, check_format, read_group
 from cspipe.store.table import Shape, journal_path, read_array
 
 AGAIN = "run the same cspipe extract again"
-_LOST = f"remove the store and {AGAIN}"
+REPAIR = "run cspipe store repair"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def _sum_problem(path: Path, body_bytes: int | None = None) -> str | None:
 def _expected_files(split: Path, rows: int, shape: Shape) -> set[Path]:
     """Every file that a finished split of so many rows consists of."""
     chunks, blocks = -(-rows // shape.per_chunk), -(-rows // TABLE_CHUNK_ROWS)
-    files = {split / "zarr.json", *(split / name / "zarr.json" for name in ARRAYS)}
+    files = {copy_file(split), split / "zarr.json", *(split / name / "zarr.json" for name in ARRAYS)}
     files |= {commits.embedding_file(split, chunk) for chunk in range(chunks)}
     files |= {commits.commit_file(split, chunk) for chunk in range(chunks)}
     for name, (_, _, columns) in TABLES.items():
@@ -80,9 +82,9 @@ def _documents(split: Path, attributes: dict[str, Any]) -> Iterator[tuple[Path, 
     for name, recorded in sorted(attributes["metadata_sha256"].items()):
         path = split / name / "zarr.json"
         if not path.is_file():
-            yield path, "the array's description is missing", _LOST
+            yield path, "the array's description is missing", REPAIR
         elif hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
-            yield path, "the array's description is not the one that was written", _LOST
+            yield path, "the array's description is not the one that was written", REPAIR
 
 
 def _tables(split: Path, attributes: dict[str, Any], expected: set[Path]) -> Iterator[tuple[Path, str, str]]:
@@ -93,46 +95,69 @@ def _tables(split: Path, attributes: dict[str, Any], expected: set[Path]) -> Ite
             wrong = _sum_problem(path)
             if wrong:
                 broken = True
-                yield path, wrong, _LOST
+                yield path, wrong, REPAIR
         if broken:
             continue
         try:
             read_array(split, name, attributes)
         except DamageError as error:
-            yield split / name, error.what, _LOST
+            yield split / name, error.what, REPAIR
 
 
 def _chunks(split: Path, attributes: dict[str, Any], shape: Shape) -> Iterator[tuple[Path, str, str]]:
     """Chunks that are missing, damaged, not where they belong, or not recorded as complete."""
-    rows, bad = int(attributes["rows"]), {int(entry["row"]) for entry in attributes["bad_images"]}
-    for chunk in range(-(-rows // shape.per_chunk)):
-        start = chunk * shape.per_chunk
-        end = min(rows, start + shape.per_chunk)
-        data, record_file = commits.embedding_file(split, chunk), commits.commit_file(split, chunk)
-        record = commits.read_record(split, chunk)
-        anew = f"remove {data.relative_to(split.parent)} and {AGAIN}: only this chunk is computed anew"
-        if record is None and not data.is_file() and not attributes["complete"]:
-            continue  # not computed yet, which is told once for the whole split
-        if record is None:
-            wrong = "the chunk has data but no sound commit record" if data.is_file() else "the chunk is missing"
-            yield record_file, wrong, AGAIN
-            continue
-        if record[:2] != (start, end):
-            yield record_file, f"it names rows {record[0]} to {record[1]}, not {start} to {end}", AGAIN
-            continue
-        block = np.empty((shape.per_chunk, shape.width), shape.dtype)
-        try:
-            crc = read_chunk_into(data, block)
-        except DamageError as error:
-            yield data, error.what, anew
-            continue
-        nan_rows = set((np.flatnonzero(np.isnan(block[: end - start]).any(axis=1)) + start).tolist())
-        if crc != record[2]:
-            yield data, "the chunk is not the one its commit record names: swapped or replaced", anew
-        elif nan_rows != {row for row in bad if start <= row < end}:
-            yield data, "its NaN rows are not the bad images in the split's attributes", anew
-        elif not np.isnan(block[end - start :]).all():
-            yield data, "the rows beyond the last one are not NaN", anew
+    bad = _bad_rows(attributes)
+    for chunk in range(-(-int(attributes["rows"]) // shape.per_chunk)):
+        yield from _chunk(split, chunk, attributes, bad, shape)
+
+
+def _bad_rows(attributes: dict[str, Any]) -> NDArray[np.int64]:
+    """Numbers of the rows whose image could not be used, ascending."""
+    return np.array(sorted(entry["row"] for entry in attributes["bad_images"]), np.int64)
+
+
+def _chunk(
+    split: Path, chunk: int, attributes: dict[str, Any], bad: NDArray[np.int64], shape: Shape
+) -> Iterator[tuple[Path, str, str]]:
+    """What is wrong with one chunk."""
+    start = chunk * shape.per_chunk
+    end = min(int(attributes["rows"]), start + shape.per_chunk)
+    data, record_file = commits.embedding_file(split, chunk), commits.commit_file(split, chunk)
+    record = commits.read_record(split, chunk)
+    if record is None and not data.is_file() and not attributes["complete"]:
+        return  # not computed yet, which is told once for the whole split
+    if record is None:
+        wrong = "the chunk has data but no sound commit record" if data.is_file() else "the chunk is missing"
+        yield record_file, wrong, REPAIR
+        return
+    if record[:2] != (start, end):
+        yield record_file, f"it names rows {record[0]} to {record[1]}, not {start} to {end}", REPAIR
+        return
+    block = np.empty((shape.per_chunk, shape.width), shape.dtype)
+    try:
+        crc = read_chunk_into(data, block)
+    except DamageError as error:
+        yield data, error.what, REPAIR
+        return
+    nan_rows = np.flatnonzero(np.isnan(block[: end - start]).any(axis=1)) + start
+    if crc != record[2]:
+        yield data, "the chunk is not the one its commit record names: swapped or replaced", REPAIR
+    elif not np.array_equal(nan_rows, bad[(bad >= start) & (bad < end)]):
+        yield data, "its NaN rows are not the bad images in the split's attributes", REPAIR
+    elif not np.isnan(block[end - start :]).all():
+        yield data, "the rows beyond the last one are not NaN", REPAIR
+
+
+def verify_chunk(store: Path, split: str, chunk: int) -> list[Problem]:
+    """What is wrong with one chunk of a split; the time does not depend on the rows of the store.
+
+    Raises:
+        DamageError: a description is damaged.
+    """
+    root, attributes = read_group(store), read_group(store / split)
+    shape = Shape(int(root["width"]), str(root["dtype"]), int(root["chunk_rows"]))
+    found = _chunk(store / split, chunk, attributes, _bad_rows(attributes), shape)
+    return [Problem(str(where.relative_to(store)), what, hint) for where, what, hint in found]
 
 
 def _split_problems(split: Path, shape: Shape) -> Iterator[tuple[Path, str, str]]:
@@ -140,7 +165,7 @@ def _split_problems(split: Path, shape: Shape) -> Iterator[tuple[Path, str, str]
     try:
         attributes = read_group(split)
     except DamageError as error:
-        yield error.path, error.what, _LOST
+        yield error.path, error.what, REPAIR
         return
     expected = _expected_files(split, int(attributes["rows"]), shape)
     if not attributes["complete"]:
@@ -150,6 +175,9 @@ def _split_problems(split: Path, shape: Shape) -> Iterator[tuple[Path, str, str]
         yield from _documents(split, attributes)
         yield from _tables(split, attributes, expected)
         yield from _chunks(split, attributes, shape)
+    wrong = copy_problem(split) if attributes["complete"] and attributes.get(HAS_COPY) else None
+    if wrong:
+        yield copy_file(split), wrong, REPAIR
     yield from _foreign(split, expected)
 
 
@@ -159,7 +187,7 @@ def _all_problems(store: Path) -> Iterator[tuple[Path, str, str]]:
         attributes = read_group(store)
         check_format(store, attributes)
     except DamageError as error:
-        yield error.path, error.what, _LOST
+        yield error.path, error.what, REPAIR
         return
     except StoreError as error:
         yield store / "zarr.json", str(error), "upgrade cspipe"

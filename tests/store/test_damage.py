@@ -142,11 +142,82 @@ def test_a_store_of_a_newer_format_is_refused(store):
 @pytest.mark.parametrize("array", ["embedding", "commit"])
 def test_repair_takes_out_a_damaged_chunk_and_extract_computes_it_alone_anew(store, files, array):
     before = files(store.path)
-    _flip(store.path / "train" / array / "c" / "2" / "0", np.random.default_rng(0))
+    (store.path / "train" / array / "c" / "2" / "0").write_bytes(b"other")
     left = repair_store(store.path)
     assert [problem.where for problem in left] == ["train"]
     assert [task.chunk for task in store.extract(IMAGES, bad=[11])] == [2]
     assert files(store.path) == before
+
+
+def _put_bit(path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 16
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("array", "byte"), [("commit", 3), ("commit", 11), ("commit", 17), ("embedding", -2)])
+def test_a_bit_of_a_record_or_a_checksum_is_put_back_without_any_image(store, files, array, byte):
+    before = files(store.path)
+    _put_bit(store.path / "train" / array / "c" / "2" / "0", byte)
+    assert verify_store(store.path) != []
+    assert repair_store(store.path) == []
+    assert files(store.path) == before
+
+
+def test_a_record_that_is_gone_is_never_made_up_from_the_chunk_that_lies_there(store):
+    chunks = store.path / "train" / "embedding" / "c"
+    shutil.copy(chunks / "0" / "0", chunks / "2" / "0")
+    (store.path / "train" / "commit" / "c" / "2" / "0").unlink()
+    assert [problem.what for problem in repair_store(store.path)] == ["extraction is not finished (3 of 4 chunks)"]
+
+
+def test_a_record_that_is_off_by_one_bit_does_not_vouch_for_another_chunk(store):
+    """A record with a flipped bit, beside a chunk that was swapped in: it fits neither."""
+    chunks = store.path / "train" / "embedding" / "c"
+    shutil.copy(chunks / "0" / "0", chunks / "2" / "0")
+    _put_bit(store.path / "train" / "commit" / "c" / "2" / "0", 3)
+    assert [problem.where for problem in repair_store(store.path)] == ["train"]
+
+
+@pytest.mark.parametrize("where", ["zarr.json", "train/zarr.json", "test/zarr.json", "train/commit/zarr.json"])
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_descriptions_are_put_back_from_their_copies(store, files, where, harm):
+    before, path = files(store.path), store.path / where
+    if harm == "flip":
+        _flip(path, np.random.default_rng(3))
+    else:
+        path.unlink()
+    assert repair_store(store.path) == []
+    assert files(store.path) == before
+
+
+def test_a_damaged_copy_is_found_and_written_anew(store, files):
+    before, path = files(store.path), store.path / "train" / "row_id" / "descriptions.copy"
+    for harm in (path.unlink, lambda: _flip(path, np.random.default_rng(0)), lambda: path.write_bytes(b"")):
+        harm()
+        found = verify_store(store.path)
+        assert [(problem.where, problem.hint) for problem in found] == [
+            ("train/row_id/descriptions.copy", "run cspipe store repair")
+        ]
+        assert repair_store(store.path) == []
+        assert files(store.path) == before
+
+
+def test_a_copy_is_never_made_of_a_damaged_description(store, files):
+    before = files(store.path)
+    _flip(store.path / "train" / "label" / "zarr.json", np.random.default_rng(0))
+    with store.writer() as writer:
+        writer.finish("test")
+    copy = "train/row_id/descriptions.copy"
+    assert files(store.path)[copy] == before[copy]
+    assert repair_store(store.path) == [] and files(store.path) == before
+
+
+def test_tables_that_follow_from_the_row_count_are_made_anew(store, files):
+    before = files(store.path)
+    (store.path / "train" / "row_id" / "c" / "0").unlink()
+    _flip(store.path / "test" / "present" / "c" / "0", np.random.default_rng(0))
+    assert repair_store(store.path) == [] and files(store.path) == before
 
 
 def test_what_repair_cannot_mend_it_still_lists(store):
@@ -154,3 +225,16 @@ def test_what_repair_cannot_mend_it_still_lists(store):
     assert [problem.where for problem in repair_store(store.path)] == ["train/label/c/0"]
     with pytest.raises(StoreError, match="train/label"):
         store.extract(IMAGES)
+
+
+def test_a_store_finished_before_there_were_copies_is_sound(store):
+    from cspipe.store.copies import HAS_COPY, copy_file
+    from cspipe.store.meta import read_group, write_group
+
+    for split in (store.path / "train", store.path / "test"):
+        attributes = read_group(split)
+        del attributes[HAS_COPY]
+        write_group(split, attributes)
+        copy_file(split).unlink()
+    assert verify_store(store.path) == [] and store.extract(IMAGES, bad=[11]) == []
+    assert verify_store(store.path) == []

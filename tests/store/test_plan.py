@@ -102,3 +102,15 @@ def test_a_row_whose_image_is_gone_before_it_was_kept_becomes_void():
 def test_an_image_table_of_another_shape_says_what_it_takes(sha256, label, words):
     with pytest.raises(SettingError, match=words):
         ImageTable(sha256, label, ["a", "b"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_and_images_of_equal_hashes_are_matched_in_their_turn_whatever_the_order(seed):
+    random = np.random.default_rng(seed)
+    rows = random.integers(0, 5, random.integers(0, 9))
+    grown = [*rows, *random.integers(0, 5, random.integers(0, 4))]
+    images = np.array(grown if seed % 2 else random.permutation(grown), np.int64)
+    hashes = [np.repeat(numbers.astype(np.uint8)[:, None], 32, 1) for numbers in (rows, images)]
+    left = {number: [image for image, other in enumerate(images) if other == number] for number in range(1, 5)}
+    expected = [left[number].pop(0) if left.get(number) else -1 for number in rows]
+    assert match(*hashes).tolist() == expected
