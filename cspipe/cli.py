@@ -8,6 +8,7 @@ import typer
 
 import cspipe
 from cspipe.common import Common, with_common
+from cspipe.model_commands import model_app
 from cspipe.store.errors import CspipeError
 from cspipe.store_commands import store_app
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     help="Adapt a vision foundation model to many images with few labels: extract, head, finetune.",
 )  # fmt: skip
 app.add_typer(store_app, name="store")
+app.add_typer(model_app)
 
 Option, Argument = typer.Option, typer.Argument
 
@@ -41,6 +43,7 @@ Augment = Annotated[str | None, Option(help="How views are drawn: affine, photom
                                        "joined by +. [default: affine]")]  # fmt: skip
 RemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run the Python of an hf:NAME repository; needs "
                                      "its commit as --revision.")]  # fmt: skip
+Tensorboard = Annotated[bool, Option("--tensorboard", help="Write TensorBoard's event files into the run too.")]
 Backbone = Annotated[str | None, Option(help="Take the store of this backbone.")]
 Dataset = Annotated[str | None, Option(help="Take the store of this data set.")]
 
@@ -127,9 +130,11 @@ def head(
         Path | None, Option(metavar="CSV", help="Further labels: what cspipe suggest wrote, filled in.")
     ] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Train content-style heads on cached tokens, beside what they must beat."""
     from cspipe import display, stages
+    from cspipe.event_files import with_events
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
@@ -137,7 +142,8 @@ def head(
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
     store = stages.choose_store(config, backbone=backbone, dataset=dataset)
-    display.show(stages.head(common, config, store), common, display.print_head)
+    document = with_events(tensorboard, lambda: stages.head(common, config, store))
+    display.show(document, common, display.print_head)
 
 
 @app.command()
@@ -149,16 +155,25 @@ def finetune(
     unfreeze: Annotated[bool, Option("--unfreeze", help="Train the whole backbone.")] = False,
     unfreeze_blocks: Annotated[int | None, Option(help="Train the last N blocks of the backbone.")] = None,
     labels: Annotated[int | None, Option(help="Start from the newest head run with so many labels.")] = None,
+    method: Annotated[str | None, Option(help="Objective: content-style or supervised.")] = None,
     regulariser: Annotated[list[str] | None, Option(metavar="NAME=WEIGHT", help="Keep what the backbone knew.")] = None,
+    adapter: Annotated[str | None, Option(help="none, or lora: low-rank additions learn, and are merged.")] = None,
     weights: Weights = None,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, Option(help="Passes over the training images.")] = None,
     limit: Annotated[int | None, Option(help="At most so many training images, evenly spaced.")] = None,
+    kept_dataset: Annotated[
+        str | None, Option(metavar="DATASET", help="Judge on its images too what the backbone still knows.")
+    ] = None,
+    set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of fine-tuning.")] = None,
     backbone: Backbone = None,
     dataset: Dataset = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Train the backbone too, starting from a head."""
     from cspipe import display, stages
+    from cspipe.config import parse_settings
+    from cspipe.event_files import with_events
 
     if not unfreeze and unfreeze_blocks is None:
         raise typer.BadParameter("say --unfreeze or --unfreeze-blocks N; the frozen regime is cspipe head.")
@@ -166,12 +181,14 @@ def finetune(
         raise typer.BadParameter("--unfreeze trains every block: leave out one of --unfreeze and --unfreeze-blocks.")
     changes = {
         "split_seed": split_seed, "unfreeze": unfreeze, "unfreeze_blocks": unfreeze_blocks, "labels": labels,
-        "epochs": epochs, "limit": limit, "weights": weights, "data_dir": data_dir,
-        "regularisers": stages.parse_weights(regulariser) if regulariser else None,
+        "epochs": epochs, "limit": limit, "weights": weights, "data_dir": data_dir, "method": method,
+        "regularisers": stages.parse_weights(regulariser) if regulariser else None, "adapter": adapter,
+        "kept_dataset": kept_dataset,
     }  # fmt: skip
-    config = common.config(finetune=changes)
+    config = common.config(finetune=changes | parse_settings(set_ or (), ""))
     named = stages.choose_store(config, backbone=backbone, dataset=dataset) if backbone or dataset else None
-    display.show(stages.finetune(common, config, head, named), common, display.print_finetune)
+    document = with_events(tensorboard, lambda: stages.finetune(common, config, head, named))
+    display.show(document, common, display.print_finetune)
 
 
 @app.command()
@@ -202,67 +219,27 @@ def sweep(
 def report(
     common: Common,
     which: Annotated[list[Path] | None, Argument(metavar="[RUN]...", help="Run folders. [default: the newest]")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from cspipe import display, stages
 
-    display.show(stages.report(common.config(), which or []), common, display.print_report)
+    display.show(stages.report(common.config(), which or [], data_dir), common, display.print_report)
 
 
 @app.command()
 @with_common
-def predict(
-    model: Annotated[Path, Argument(help="A head run, a fine-tuning run, or a model directory.")],
-    images: Annotated[list[str], Argument(help="Files, folders, patterns in quotes.")],
-    common: Common,
-    out: Annotated[Path | None, Option(help="File of the answers. [default: standard output]")] = None,
-    format_: Annotated[
-        str | None, Option("--format", help="csv, json or parquet. [default: by the file's suffix, else csv]")
-    ] = None,
-    abstain_below: Annotated[
-        float, Option(metavar="P", help="Flag answers whose calibrated probability is lower.")
-    ] = 0.9,
-    weights: Weights = None,
-) -> None:
-    """Say what is on images: class, calibrated probability, whether to ask a person; tokens are cached."""
-    from cspipe import predict
-
-    document = predict.predict(
-        common, common.config(), model, images, out=out, wanted=format_, abstain_below=abstain_below, weights=weights
-    )
-    predict.show(document, common)
-
-
-@app.command()
-@with_common
-def export(
-    model: Annotated[Path, Argument(help="A head run, a fine-tuning run, or a model directory.")],
-    common: Common,
-    to: Annotated[Path, Option(metavar="DIR", help="Folder to write.")],
-    format_: Annotated[str, Option("--format", help="onnx or safetensors.")] = "onnx",
-    fresh: Annotated[bool, Option("--fresh", help="Replace the model that lies there.")] = False,
-    weights: Weights = None,
-) -> None:
-    """Write a model for others: one ONNX network from pixels to probabilities, or safetensors with a model card."""
-    from cspipe import display, export
-
-    document = export.export(common, common.config(), model, to, kind=format_, weights=weights, fresh=fresh)
-    display.show(document, common, export.print_export)
-
-
-@app.command()
-@with_common
-def suggest(
+def explore(
     common: Common,
     run: Annotated[Path | None, Argument(metavar="[RUN]", help="Head run. [default: the newest]")] = None,
-    n: Annotated[int, Option("--n", min=1, help="How many images.")] = 20,
-    out: Annotated[Path, Option(metavar="CSV", help="File to fill in.")] = Path("suggested.csv"),
+    limit: Annotated[int, Option(min=10, help="Rows on the map at most, evenly spaced.")] = 100_000,
+    data_dir: DataDir = None,
 ) -> None:
-    """List the unlabelled images whose labels would help most, as a CSV for cspipe head --labels-from."""
-    from cspipe import display
-    from cspipe.suggest import print_suggest, run_suggest
+    """Write a page with every row of a head run's store on a map: look, colour, lasso, search."""
+    from cspipe import display, stages
 
-    display.show(run_suggest(common, common.config(), run, n, out), common, print_suggest)
+    document = stages.explore(common, common.config(), run, limit=limit, data_dir=data_dir)
+    display.show(document, common, display.print_explore)
 
 
 @app.command()

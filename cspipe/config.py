@@ -75,6 +75,8 @@ class FinetuneConfig(FinetuneSettings):
     labels: Positive | None = None
     weights: Path | None = None
     data_dir: Path | None = None
+    kept_dataset: str | None = None
+    kept_data_dir: Path | None = None
 
 
 def changes_to(kind: type, *, without: Sequence[str] = (), **more: Any) -> Any:  # noqa: ANN401
@@ -169,8 +171,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return check(table, source="command line")
 
 
-def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as changes of `head.settings`; the value is read as TOML, else as text.
+def parse_settings(assignments: Sequence[str], prefix: str = "head.settings.") -> dict[str, Any]:
+    """`key=value` texts as changes of what lies under `prefix`; the value is read as TOML, else as text.
 
     Raises:
         SettingError: a text without `=`.
@@ -181,9 +183,9 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SettingError(f"--set expects key=value, such as lambda_s=0.1; it was given {text!r}.")
         try:
-            changes[f"head.settings.{key.strip()}"] = tomllib.loads(f"value = {value}")["value"]
+            changes[f"{prefix}{key.strip()}"] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            changes[f"head.settings.{key.strip()}"] = value.strip()
+            changes[f"{prefix}{key.strip()}"] = value.strip()
     return changes
 
 

@@ -92,10 +92,17 @@ def print_finetune(document: Document) -> None:
         f"{document['backbone']} on {document['dataset']}, backbone trained, {document['labels']} labels, "
         f"accuracy on {document['judged_rows']} rows"
     )
-    row = (share(before), share(after), f"{100 * (after - before):+.1f}", f"{document['cka']:.3f}")
-    print_table(title, ("before", "after", "difference", "CKA with the cached tokens"), [row])
+    row = (share(before), share(after), f"{100 * (after - before):+.1f}", span(document["gain_ci95"], signed=True),
+           *(f"{document[name]:.3f}" for name in ("cka", "knn_overlap", "cosine")))  # fmt: skip
+    columns = ("before", "after", "difference", "95 % interval", "CKA with the cached tokens", "neighbours", "cosine")
+    print_table(title, columns, [row])
+    if kept := document.get("kept"):
+        print(f"neighbours on {kept['images']:,} images of {kept['dataset']}: {share(kept['frozen'])} frozen, "
+              f"{share(kept['tuned'])} tuned")  # fmt: skip
     if after < before:
         print("The frozen head was better: keep it, or lower finetune.lr.")
+    elif document["gain_ci95"][0] <= 0:
+        print("The judged images do not tell the two apart: the frozen head is as good.")
     print(f"{document['model_dir']}  {document['seconds']} s")
 
 
@@ -111,6 +118,15 @@ def print_run(document: Document) -> None:
 def print_report(document: Document) -> None:
     """Path of the page."""
     print(f"report: {document['page']}")
+
+
+def print_explore(document: Document) -> None:
+    """Path and size of the page, and what it leaves out."""
+    if document["rows"] < document["rows_in_store"]:
+        message(f"{document['rows']:,} of {document['rows_in_store']:,} rows are shown: --limit shows more")
+    if document["problem"]:
+        message(f"no thumbnails: {document['problem']}")
+    print(f"explorer: {document['page']}  {document['rows']:,} rows, {document['bytes'] / 1e6:.1f} MB")
 
 
 def print_listing(document: Document) -> None:

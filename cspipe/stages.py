@@ -142,12 +142,12 @@ def finetune(common: Common, config: Config, head_run: Path | None, store: Path 
     calm(common)
     settings = asdict(config.finetune)
     settings.pop("unfreeze")
-    weights, data_dir, labels = settings.pop("weights"), settings.pop("data_dir"), settings.pop("labels")
+    where = {name: settings.pop(name) for name in ("labels", "weights", "data_dir", "kept_dataset", "kept_data_dir")}
     with stage_progress(common.quiet) as told:
         return run_finetune(
-            head_run=head_run, labels=labels, store=store, stores=config.stores, runs=config.runs,
-            settings=FinetuneSettings(**settings), weights=weights, data_dir=data_dir, device=config.device,
-            config_toml=config.toml(), on_progress=told, on_message=(lambda text: None) if common.quiet else message,
+            head_run=head_run, store=store, stores=config.stores, runs=config.runs, **where,
+            settings=FinetuneSettings(**settings), device=config.device, config_toml=config.toml(), on_progress=told,
+            on_message=(lambda text: None) if common.quiet else message,
         )  # fmt: skip
 
 
@@ -172,14 +172,25 @@ def run(common: Common, config: Config) -> Document:
     return document
 
 
-def report(config: Config, runs: Sequence[Path]) -> Document:
+def report(config: Config, runs: Sequence[Path], data_dir: Path | None = None) -> Document:
     """Writes the page about the named runs, or about the newest."""
     from cspipe.headtrain.runs import newest_run
     from cspipe.report import write_page
 
     chosen = list(runs) or [newest_run(config.runs, "head")]
-    page = write_page(chosen, chosen[-1] / "report.html", stores=config.stores)
+    page = write_page(chosen, chosen[-1] / "report.html", stores=config.stores, data_dir=data_dir)
     return {"page": str(page), "runs": [str(run) for run in chosen]}
+
+
+def explore(common: Common, config: Config, run: Path | None, *, limit: int, data_dir: Path | None) -> Document:
+    """Writes the map of a head run's rows, of the newest one where none is named."""
+    from cspipe.explorer import write_explorer
+    from cspipe.headtrain.runs import newest_run
+
+    calm(common)
+    chosen = run or newest_run(config.runs, "head")
+    with stage_progress(common.quiet) as told:
+        return write_explorer(chosen, stores=config.stores, limit=limit, data_dir=data_dir, on_progress=told)
 
 
 def listing(config: Config) -> Document:

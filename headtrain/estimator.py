@@ -62,11 +62,10 @@ class ContentStyleClassifier(
             see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
-            is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.5),
+            is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.1),
             and never below 1: a few rows that are all right are no reason to be surer. Raw probabilities (temperature
-            1) are kept where fewer than ten rows could be hidden; a class's only row never is. The second head has
-            fewer labels, so where nearly all predictions are right the probabilities come out too modest. Predicted
-            classes do not depend on any of this.
+            1) are kept where fewer than ten rows could be hidden; a class's only row never is. Predicted classes do
+            not depend on any of this.
         random_state: training seed of weights, batches and noise; None for another one each time.
         device: torch device to train on. The fitted head is kept on the CPU in double precision: a row's
             probabilities do not depend on its neighbours, and the estimator can be unpickled anywhere.

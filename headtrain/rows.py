@@ -1,7 +1,7 @@
 """What a study looks at: training rows, evaluation rows and labelled splits of a store."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cspipe.headtrain.chunked import ChunkedTokens, Tokens, chunked_split
+from cspipe.headtrain.labelfile import with_given
 from cspipe.store import Store, open_store
 from cspipe.store.errors import SettingError
 from cspipe.store.split import draw_labelled
@@ -35,6 +36,8 @@ class StudyRows:
         class_names: K names.
         flagged: rows left out because their image is bad or gone.
         view_VND: tokens of augmented views of the training rows, `(N, D)` each; empty where the store holds none.
+        given: positions of the rows whose label was given beside the store.
+        stored_label_N: labels as the store has them, where some were given beside it.
     """
 
     token_ND: Tokens
@@ -46,6 +49,8 @@ class StudyRows:
     class_names: list[str]
     flagged: int
     view_VND: tuple[Tokens, ...] = ()
+    given: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    stored_label_N: Ints | None = None
 
     @property
     def classes(self) -> int:
@@ -53,7 +58,14 @@ class StudyRows:
         return len(self.class_names)
 
 
-def read_rows(path: Path, *, dev_rows: int = 0, views: int = 0, stream_bytes: int | None = None) -> StudyRows:
+def read_rows(
+    path: Path,
+    *,
+    dev_rows: int = 0,
+    views: int = 0,
+    stream_bytes: int | None = None,
+    given: Mapping[int, int] | None = None,
+) -> StudyRows:
     """Loads a store's rows.
 
     Args:
@@ -63,6 +75,7 @@ def read_rows(path: Path, *, dev_rows: int = 0, views: int = 0, stream_bytes: in
         views: at most so many cached views of the training rows are loaded too.
         stream_bytes: leave the training rows in their store, and let a training take so many bytes of memory; None
             loads them.
+        given: row id -> class number of labels beside those of the store; they win.
 
     Raises:
         SettingError: no training split or no labelled row, or dev rows that miss a class.
@@ -84,6 +97,8 @@ def read_rows(path: Path, *, dev_rows: int = 0, views: int = 0, stream_bytes: in
     elif (test := read_test(store)) is not None:
         evaluation = "test"
         eval_token, eval_label = test
+    stored = label
+    label, added = with_given(label, row_id, given or {})
     if not (label >= 0).any():
         raise SettingError(f"{path.name} holds no labelled training row: put labelled images in class folders.")
     if eval_label is not None and eval_token is not None:
@@ -95,7 +110,7 @@ def read_rows(path: Path, *, dev_rows: int = 0, views: int = 0, stream_bytes: in
                 "in mixed order. Use the test split, or more rows."
             )
     return StudyRows(
-        token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged, tuple(view)
+        token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged, tuple(view), added, stored
     )  # fmt: skip
 
 
@@ -130,15 +145,18 @@ def labelled_positions(rows: StudyRows, labels: Labels | None, seeds: int, draw:
     """Positions of the labelled training rows by split seed 0..seeds-1.
 
     `labels=None` means every labelled row where the store also has unlabelled ones (they are all the user has),
-    else 250. With every labelled row in use and a test split, all split seeds agree: one is kept.
+    else 250. With every labelled row in use and a test split, all split seeds agree: one is kept. Rows whose label
+    was given beside the store are added to every draw, which is made as if they were not there.
     """
-    known = int((rows.label_N >= 0).sum())
+    stored_N = rows.label_N if rows.stored_label_N is None else rows.stored_label_N
+    known, stored = int((rows.label_N >= 0).sum()), int((stored_N >= 0).sum())
     if labels is None:
         labels = "all" if known < len(rows.label_N) else min(known, LABELS_WHERE_ALL_ARE_KNOWN)
-    if labels == "all" or labels == known:
+    if labels == "all" or labels == stored:
         position = np.flatnonzero(rows.label_N >= 0)
         kept = seeds if rows.evaluation == "cross-validation" else 1
         return dict.fromkeys(range(kept), position)
     order = np.argsort(rows.row_id_N)
-    drawn = {seed: draw_labelled(rows.label_N, rows.row_id_N, labels, seed, draw=draw) for seed in range(seeds)}
-    return {seed: order[np.searchsorted(rows.row_id_N, ids, sorter=order)] for seed, ids in drawn.items()}
+    drawn = {seed: draw_labelled(stored_N, rows.row_id_N, labels, seed, draw=draw) for seed in range(seeds)}
+    at = {seed: order[np.searchsorted(rows.row_id_N, ids, sorter=order)] for seed, ids in drawn.items()}
+    return {seed: np.union1d(position, rows.given) for seed, position in at.items()} if len(rows.given) else at

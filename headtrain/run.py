@@ -12,6 +12,7 @@ from cspipe.headtrain.chunked import ChunkedTokens, available_bytes, check_strea
 from cspipe.headtrain.diagnostics import diagnose
 from cspipe.headtrain.evaluate import paired, summarise
 from cspipe.headtrain.headfile import save_head
+from cspipe.headtrain.labelfile import read_labels
 from cspipe.headtrain.rows import Draw, Ints, Labels, StudyRows, labelled_positions, read_rows
 from cspipe.headtrain.settings import DEFAULT_METHODS, MAIN_METHOD, HeadSettings
 from cspipe.headtrain.shift import judge_elsewhere
@@ -40,6 +41,7 @@ def run_head(
     on_progress: OnProgress | None = None,
     memory: Memory | None = None,
     memory_gb: float | None = None,
+    labels_from: Path | None = None,
 ) -> dict[str, Any]:
     """Trains and compares heads on the tokens of one store.
 
@@ -61,6 +63,7 @@ def run_head(
         memory: what runs on the same rows (same store, dev rows and test store) need not compute again.
         memory_gb: how much memory the training rows may take, 10^9 bytes; three quarters of what is free where it is
             None. Rows that take more stay in their store and are read while heads train, see `streaming`.
+        labels_from: CSV of further labels, see `labelfile`; their rows are added to every draw.
 
     Returns:
         The JSON document of contract: results, summary, paired differences, diagnostics, seconds.
@@ -76,19 +79,21 @@ def run_head(
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
     stream_bytes = bytes_to_stream_in(store, methods, settings, memory_gb)
-    rows = rows_of_study(store, dev_rows, test_store, settings.views, stream_bytes)
+    given = read_labels(labels_from, open_store(store)) if labels_from else {}
+    rows = rows_of_study(store, dev_rows, test_store, settings.views, stream_bytes, given)
     check_streamed(rows.token_ND, methods, settings, rows.evaluation)
     splits = labelled_positions(rows, labels, seeds, draw)
     trials = make_trials(rows, splits, range(train_seed, train_seed + train_seeds))
     study = Study(rows, trials, settings, device, on_progress, memory or Memory())
     run = run_folders.new_run(runs, "head", config_toml)
     outcomes, diagnostics = compare(study, methods)
-    card = head_card(store, test_store, rows, train_seed) | {"dev_rows": dev_rows}
+    card = head_card(store, test_store, rows, train_seed) | {"dev_rows": dev_rows, "given_labels": given}
     save_heads(run, study, outcomes, splits, card)
     run_folders.write_metrics(run, (record for outcome in outcomes for record in outcome.metrics))
     document = {
         **{name: card[name] for name in ("store", "backbone", "dataset", "test_dataset", "test_store")},
-        "labels": len(next(iter(splits.values()))), **findings(study, outcomes), "diagnostics": diagnostics,
+        "labels": len(next(iter(splits.values()))), "given_labels": len(given), **findings(study, outcomes),
+        "diagnostics": diagnostics,
         "split_hash": {str(seed): split_hash(rows.row_id_N[labelled]) for seed, labelled in splits.items()},
         "run": str(run), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
@@ -122,7 +127,16 @@ def findings(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "class_names": rows.class_names, "results": results, "summary": summarise(results),
         "paired": paired(results, MAIN_METHOD),
         "confusion": {outcome.method: outcome.confusion.tolist() for outcome in outcomes},
+        "restarts": {outcome.method: count_restarts(outcome) for outcome in outcomes if outcome.metrics},
     }  # fmt: skip
+
+
+def count_restarts(outcome: Outcome) -> int:
+    """How often a head of the method was lost and put back to its last good state, all heads together."""
+    last: dict[tuple[int, ...], int] = {}
+    for record in outcome.metrics:
+        last[tuple(record[name] for name in ("split_seed", "train_seed", "fold"))] = int(record["restarts"])
+    return sum(last.values())
 
 
 def streamed(rows: StudyRows) -> dict[str, float]:
@@ -143,17 +157,19 @@ def bytes_to_stream_in(
 
 
 def rows_of_study(
-    store: Path, dev_rows: int, test_store: Path | None, views: int, stream_bytes: int | None = None
-) -> StudyRows:
+    store: Path, dev_rows: int, test_store: Path | None, views: int, stream_bytes: int | None = None,
+    given: Mapping[int, int] | None = None,
+) -> StudyRows:  # fmt: skip
     """The store's rows with their views, judged on dev rows, on another store, or on its own test split."""
     if test_store is None:
-        return read_rows(store, dev_rows=dev_rows, views=views, stream_bytes=stream_bytes)
+        return read_rows(store, dev_rows=dev_rows, views=views, stream_bytes=stream_bytes, given=given)
     if dev_rows:
         raise SettingError(
             "head.dev_rows judges on training rows and --test-dataset on another data set: set dev_rows = 0, or leave "
             "out --test-dataset."
         )
-    return judge_elsewhere(read_rows(store, views=views, stream_bytes=stream_bytes), store, test_store)
+    rows = read_rows(store, views=views, stream_bytes=stream_bytes, given=given)
+    return judge_elsewhere(rows, store, test_store)
 
 
 def save_heads(

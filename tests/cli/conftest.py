@@ -47,6 +47,13 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def head_run(made):
+    """The head run in that folder; other tests may add runs of other labels."""
+    runs = sorted((made / "runs").glob("*-head-*"))
+    return next(run for run in runs if json.loads((run / "report.json").read_text())["labels"] == 40)
+
+
 @pytest.fixture
 def places(made):
     """Flags that name that folder."""
