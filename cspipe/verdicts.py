@@ -14,6 +14,7 @@ METHOD_WORDS = {
 }  # fmt: skip
 OWN_VARIANTS = frozenset({"content-style-paper"})
 NO_INTERVAL = "There is one split, hence no interval."
+ONE_SPLIT = "The interval covers the judged images; there is one draw of the labelled ones."
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,17 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
+def restart_words(restarts: Mapping[str, tuple[int, int, int]]) -> list[str]:
+    """Sentences on heads whose training was lost: those of each method; empty where none was."""
+    return [
+        f"{lost} of {counted(heads, 'head')} of {method} became not finite while training and went back to the last "
+        f"good state, {times} {'time' if times == 1 else 'times'} in all."
+        for method, (lost, times, heads) in restarts.items() if lost
+    ]  # fmt: skip
+
+
 def finetune_verdict(told: Report) -> Verdict:
-    """Whether training the backbone helped, as plainly when it did harm."""
+    """Whether training the backbone was worth it, as plainly when the frozen head is better: gain, cost, drift."""
     before, after = told["accuracy_before"], told["accuracy_after"]
     rows = sum(map(sum, told["confusion"]["after"]))
     start = f"Training the backbone of the {told['labels']:,}-label head (split {told['split_seed']})"
@@ -152,13 +162,35 @@ def finetune_verdict(told: Report) -> Verdict:
             f"{start} {verb} accuracy from {percent(before)} to {percent(after)} {where}: "
             f"{points(after - before)} points {worth} than leaving it frozen"
         )
+    note = f"{NO_INTERVAL}{cost(told)}{drift(told['cka'])}"
+    if told.get("gain_ci95"):
+        return Verdict(f"{change}{worth_of(told['gain_ci95'])}", note.replace(NO_INTERVAL, ONE_SPLIT))
     chance = 2 * float((before * (1 - before) + after * (1 - after)) / max(rows, 1)) ** 0.5
     doubt = (
         f", though on {rows:,} images up to {points(chance)} points may be chance"
         if abs(after - before) < chance
         else ""
     )
-    return Verdict(f"{change}{doubt}.", f"{NO_INTERVAL}{drift(told['cka'])}")
+    return Verdict(f"{change}{doubt}.", note)
+
+
+def worth_of(ci95: Sequence[float]) -> str:
+    """The end of the sentence: the interval of the gain, and what to do where it does not lie above zero."""
+    interval = f" (95\u00a0% interval {between(ci95)}, paired by image)"
+    if ci95[0] > 0:
+        return f"{interval}."
+    if ci95[1] < 0:
+        return f"{interval}. The frozen head is better: keep it."
+    return f"{interval}. These images do not tell the two apart: the frozen head is as good and costs nothing more."
+
+
+def cost(told: Report) -> str:
+    """What training took."""
+    hours = told.get("training_hours")
+    if hours is None:
+        return ""
+    took = f"{hours:.1f} hours" if hours >= 1 else f"{max(60 * hours, 0.1):.1f} minutes"
+    return f" Training took {took}; the frozen head had none of it."
 
 
 def drift(cka: float | None) -> str:

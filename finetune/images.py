@@ -1,6 +1,7 @@
 """Images of a store's rows, read again for the live backbone. Legend: `N` rows, `B` batch, `D` token width."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cspipe.extract.augment import draw_view
 from cspipe.extract.backbones import Backbone, load_backbone
 from cspipe.extract.datasets import DATASETS, Dataset, load_dataset
 from cspipe.extract.embed import make_lane, single_threaded
 from cspipe.extract.hashing import hash_images, pixel_reader
-from cspipe.extract.images import normalise
-from cspipe.extract.parallel import ReadPixels
+from cspipe.extract.images import Pixels, normalise
 from cspipe.store import Store
 from cspipe.store.errors import CspipeError, MismatchError, MissingDataError
 
@@ -29,20 +30,30 @@ class RowImages:
     """Pixels of chosen rows of one split: `read(image)` gives `(3, H, W)` uint8 of image number `image`."""
 
     image_N: Ints
-    read: ReadPixels
+    read: Callable[[int], Pixels]
 
     def batch(self, rows: Ints) -> Tensor:
         """uint8 pixels `(B, 3, H, W)` of these positions."""
         return torch.from_numpy(np.stack([self.read(int(self.image_N[row])) for row in rows]))
 
-    def batches(self, order: Sequence[Ints]) -> Iterator[Tensor]:
-        """The batches of `order`, each decoded while the one before is in use."""
+    def augmented(self, rows: Ints, augment: str, number: int) -> Tensor:
+        """As `batch`, each image under a view drawn from its row and the number of the batch alone."""
+        pixels = self.batch(rows)
+        if augment:
+            for place, row in enumerate(rows):
+                name = f"{number}/{row}".encode()
+                drawn = draw_view(augment, pixels[place].numpy(), hashlib.sha256(name).digest(), 0)
+                pixels[place] = torch.from_numpy(drawn)
+        return pixels
+
+    def batches(self, order: Sequence[Ints], *, augment: str = "", first: int = 0) -> Iterator[Tensor]:
+        """The batches of `order`, each decoded while the one before is in use; the first has number `first`."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="decode") as pool:
-            ahead = [pool.submit(self.batch, rows) for rows in order[:2]]
+            ahead = [pool.submit(self.augmented, rows, augment, first + n) for n, rows in enumerate(order[:2])]
             for number in range(len(order)):
                 yield ahead.pop(0).result()
                 if number + 2 < len(order):
-                    ahead.append(pool.submit(self.batch, order[number + 2]))
+                    ahead.append(pool.submit(self.augmented, order[number + 2], augment, first + number + 2))
 
 
 def reload_backbone(store: Store, *, weights: Path | None, device: str) -> Backbone:

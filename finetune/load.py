@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cspipe.extract.backbones import Backbone
 from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens, reload_backbone, reload_dataset
+from cspipe.finetune.plan import TrainRows
 from cspipe.finetune.settings import FinetuneSettings
-from cspipe.finetune.train import TrainRows
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.headfile import SavedHead, load_head
@@ -23,7 +23,7 @@ from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
 from cspipe.store import Store, open_store
-from cspipe.store.errors import MismatchError, MissingDataError
+from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 from cspipe.store.layout import list_stores
 from cspipe.store.split import labelled_folds
 
@@ -32,11 +32,13 @@ PROBE_ROWS = 32
 PROBE_COSINE = 0.999
 
 
-def choose_head(head_run: Path | None, runs: Path, labels: int | None, split_seed: int, device: str) -> SavedHead:
-    """The content-style head to start from: of the named run, else of the newest (with so many labels).
+def choose_head(
+    head_run: Path | None, runs: Path, labels: int | None, split_seed: int, device: str, method: str = MAIN_METHOD
+) -> SavedHead:
+    """The method's head to start from: of the named run, else of the newest (with so many labels).
 
     Raises:
-        MissingDataError: no such run, or it keeps no content-style head of this split.
+        MissingDataError: no such run, or it keeps no such head of this split.
         MismatchError: the named run has another number of labels.
     """
     if head_run is None:
@@ -51,7 +53,7 @@ def choose_head(head_run: Path | None, runs: Path, labels: int | None, split_see
         raise MismatchError(
             f"{head_run} has {told['labels']} labels, not {labels}: leave out --labels or name another run."
         )
-    path = head_run / "heads" / f"{MAIN_METHOD}-{split_seed}.safetensors"
+    path = head_run / "heads" / f"{method}-{split_seed}.safetensors"
     if not path.is_file():
         kept = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
         raise MissingDataError(
@@ -99,10 +101,19 @@ class Judged:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Everything that one run works on; `labelled_row_id` are the store's ids of the labelled rows it learns from."""
+    """Everything that one run works on.
+
+    Attributes:
+        saved: the head file.
+        head: what training starts from: the saved head, or one refitted without the rows that are held out.
+        frozen: what the tuned model is compared with: the best head of the frozen backbone that may be judged.
+        labelled_row_id: the store's ids of the labelled rows that are learnt from.
+        store, backbone, train, judged, class_names: as their names say.
+    """
 
     saved: SavedHead
     head: Head
+    frozen: Head
     labelled_row_id: Ints
     store: Store
     backbone: Backbone
@@ -122,13 +133,13 @@ def load_all(
 ) -> Loaded:
     """Backbone, images and rows, checked against the store and the head."""
     dev_rows = int(saved.card.get("dev_rows", 0))
-    rows = read_rows(store.path, dev_rows=dev_rows)
+    rows = read_rows(store.path, dev_rows=dev_rows, given=saved.given_labels)
     token_ND = resident(rows.token_ND, "fine-tuning")
     backbone = reload_backbone(store, weights=weights, device=device)
     dataset = reload_dataset(store, data_dir)
     images = images_of_rows(store, "train", dataset, backbone)
     labelled = np.flatnonzero(np.isin(rows.row_id_N, saved.labelled_row_id))
-    head, every = saved.head, np.arange(len(rows.label_N))
+    head, every, stop = saved.head, np.arange(len(rows.label_N)), np.empty(0, np.int64)
     if rows.eval_token_MD is not None and rows.eval_label_M is not None:
         judged_images, at = images, np.arange(len(rows.label_N), len(rows.label_N) + dev_rows)
         if rows.evaluation == "test":
@@ -138,17 +149,40 @@ def load_all(
             at = at[store["train"].label()[at] >= 0]
         judged = Judged(judged_images, at, rows.eval_token_MD, rows.eval_label_M)
     else:
-        folds = min(HELD_FOLDS, int(np.bincount(rows.label_N[labelled]).min()))  # two of each class at least
-        held = labelled[labelled_folds(rows.label_N[labelled], folds, settings.split_seed)[0]]
-        labelled, every = np.setdiff1d(labelled, held), np.setdiff1d(every, held)
+        labelled, held = hold_out(labelled, rows.label_N, settings.split_seed)
+        every = np.setdiff1d(every, held)
         head = refit(saved, token_ND, rows.label_N, labelled, every, device)
         judged = Judged(images, held, token_ND[torch.from_numpy(held)], rows.label_N[held])
+    frozen = head
+    if settings.stop == "held-out":
+        labelled, stop = hold_out(labelled, rows.label_N, settings.split_seed)
+        head = refit(saved, token_ND, rows.label_N, labelled, every, device)
     if settings.limit is not None and settings.limit < len(every):
         room = max(settings.batch, settings.limit - len(labelled))
         chosen = np.linspace(0, len(every) - 1, min(room, len(every))).round().astype(np.int64)
         every = np.union1d(every[chosen], labelled)
-    train_rows = TrainRows(images, token_ND, torch.from_numpy(rows.label_N), labelled, every)
-    return Loaded(saved, head, rows.row_id_N[labelled], store, backbone, train_rows, judged, rows.class_names)
+    train_rows = TrainRows(images, token_ND, torch.from_numpy(rows.label_N), labelled, every, stop)
+    return Loaded(saved, head, frozen, rows.row_id_N[labelled], store, backbone, train_rows, judged, rows.class_names)
+
+
+def hold_out(labelled: Ints, label_N: Ints, seed: int) -> tuple[Ints, Ints]:
+    """A fifth of the labelled rows taken out, of each class alike; a larger part where a class has fewer than five.
+
+    Returns:
+        The rows that are left, and those taken out.
+
+    Raises:
+        SettingError: a class has a single labelled row.
+    """
+    count_K = np.bincount(label_N[labelled])
+    if count_K[count_K > 0].min() < 2:
+        raise SettingError(
+            "a labelled row of each class has to be held out and one kept, but a class has a single one: label more, "
+            "or leave finetune.stop at 'never' and give the data set a test split."
+        )
+    folds = min(HELD_FOLDS, int(count_K[count_K > 0].min()))
+    held = labelled[labelled_folds(label_N[labelled], folds, seed)[0]]
+    return np.setdiff1d(labelled, held), held
 
 
 def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -11,23 +12,29 @@ from cspipe.store.errors import SettingError
 
 
 class Joined(nn.Module):
-    """A live backbone under a trained head (a stack of one)."""
+    """A live backbone under a trained head (a stack of one), and rift-learned's map where that is in use."""
 
-    def __init__(self, backbone: nn.Module, stack: ContentStyle, projection: Projection) -> None:
+    def __init__(
+        self, backbone: nn.Module, stack: ContentStyle, projection: Projection, rotation: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stack = stack
         self.projection = projection
+        self.rotation = rotation
 
     def tokens(self, pixels_B3HW: Tensor) -> Tensor:
-        """Live tokens `(B, D)` in fp32, with gradient."""
+        """Live tokens `(B, D)` with gradient, in fp32 at least."""
         token: Tensor = self.backbone(pixels_B3HW)
-        return token.float()
+        return token if token.dtype == torch.float64 else token.float()
+
+    def content(self, token_BD: Tensor) -> Tensor:
+        """Content logits `(B, K)` of tokens."""
+        return self.stack.encode(self.projection(token_BD)[None])[0][0]
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Class probabilities `(B, K)` of normalised pixels."""
-        projected = self.projection(self.tokens(pixels_B3HW))
-        return self.stack.encode(projected[None])[0][0].softmax(-1)
+        return self.content(self.tokens(pixels_B3HW)).softmax(-1)
 
     def learn(self) -> None:
         """Training mode of the head alone: the backbone's batch norms keep their statistics, its dropout is off."""
@@ -52,6 +59,20 @@ def block_numbers(backbone: Any) -> dict[str, int]:  # noqa: ANN401 - timm's mod
     if last > 1 and kind.isdisjoint(former):
         groups[last - 1] += groups.pop(last)
     return {name: number for number, names in groups.items() for name in names}
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Lets the network recompute its activations in the backward pass.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    for part in backbone.modules():
+        switch: Any = getattr(part, "set_grad_checkpointing", None)
+        if switch is not None:
+            switch(True)
+            return
+    raise SettingError("this backbone cannot recompute its activations: leave out finetune.grad_checkpointing.")
 
 
 def unfreeze(backbone: nn.Module, blocks: int | None) -> int:

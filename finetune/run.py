@@ -3,29 +3,36 @@
 Legend: `N` rows, `M` judged rows, `D` token width, `K` classes.
 """
 
+import copy
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from cspipe.extract.augment import parts_of
 from cspipe.extract.embed import pick_device
-from cspipe.finetune.images import live_tokens
+from cspipe.finetune.adapter import add_lora, merge_lora
+from cspipe.finetune.drift import DRIFT
+from cspipe.finetune.gain import paired_gain
+from cspipe.finetune.images import live_tokens, reload_backbone
+from cspipe.finetune.kept import OtherImages, kept_knowledge, other_images
 from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of, store_of_head
-from cspipe.finetune.model import Joined, unfreeze
-from cspipe.finetune.regularisers import REGULARISERS
+from cspipe.finetune.make_model import MODEL, save_tuned
+from cspipe.finetune.model import Joined, checkpoint_activations, unfreeze
+from cspipe.finetune.regularisers import check_names, check_regularisers
+from cspipe.finetune.rift import learned_rotation
 from cspipe.finetune.settings import FinetuneSettings
-from cspipe.finetune.train import DRIFT, Parts, train
+from cspipe.finetune.step import Parts
+from cspipe.finetune.supply import make_anchors
+from cspipe.finetune.train import Trained, train
+from cspipe.finetune.world import World, join_world, own_device
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import accuracy, confusion
-from cspipe.headtrain.headfile import save_head
-from cspipe.headtrain.heads import Head
 from cspipe.headtrain.run import provenance
-from cspipe.store.errors import unknown_name
 
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done."""
@@ -50,6 +57,8 @@ def run_finetune(
     store: Path | None = None,
     weights: Path | None = None,
     data_dir: Path | None = None,
+    kept_dataset: str | None = None,
+    kept_data_dir: Path | None = None,
     device: str = "cpu",
     config_toml: str = "",
     on_progress: OnProgress | None = None,
@@ -66,7 +75,9 @@ def run_finetune(
         store: store to read; None: the head's own.
         weights: file of the backbone's weights; None: where they were.
         data_dir: where the images lie; None: where they were.
-        device: torch device.
+        kept_dataset: another data set, on whose images the frozen and the tuned backbone's neighbours are judged.
+        kept_data_dir: where those lie.
+        device: torch device; the processes of torchrun share the work.
         config_toml: resolved settings as text, kept in the run folder.
         on_progress: told what is being done and the share of it that is done.
         on_message: told what a user should know.
@@ -77,90 +88,138 @@ def run_finetune(
     Raises:
         CspipeError: no head, moved images or weights, a head of another store, an unknown regulariser.
     """
-    start = time.perf_counter()
-    place = pick_device(device)
-    for name in settings.regularisers:
-        if name not in REGULARISERS:
-            raise unknown_name("regulariser", name, REGULARISERS)
-    saved = choose_head(head_run, runs, labels, settings.split_seed, device)
+    start, device = time.perf_counter(), own_device(device)
+    place, world = pick_device(device), join_world(device)
+    say = on_message if on_message and world.first else (lambda text: None)
+    check_names(settings.regularisers)
+    if settings.augment:
+        parts_of(settings.augment)
+    saved = choose_head(head_run, runs, labels, settings.split_seed, device, settings.method)
     opened = store_of_head(saved, store, stores)
     loaded = load_all(saved, opened, settings, weights=weights, data_dir=data_dir, device=device)
     check_probe(loaded, place)
-    if loaded.backbone.spec.convolutional:
-        loaded.backbone.model.to(memory_format=torch.channels_last)
-    learning = unfreeze(loaded.backbone.model, settings.unfreeze_blocks)
-    identity = {
-        "head": str(saved.path.resolve()),
-        "settings": json.loads(json.dumps(asdict(settings))),
-        "device": place.type,
-    }
-    run = resumable_run(runs, identity)
-    say = on_message or (lambda text: None)
-    if run is not None:
-        say(f"going on with {run}")
-    else:
-        run = run_folders.new_run(runs, "finetune", config_toml)
-        run_folders.write_json(run / "plan.json", identity)
+    other = other_images(kept_dataset, kept_data_dir, loaded.backbone) if kept_dataset else None
+    learning = prepare(loaded, settings)
+    run = open_run(runs, config_toml, saved.path, settings, place, world, say)
     say(f"{learning:,} numbers of {loaded.backbone.name} learn, from {len(loaded.train.labelled)} labelled and "
         f"{len(loaded.train.unlabelled)} images in all")  # fmt: skip
-    document = tune(loaded, settings, run, place, on_progress)
+    parts = make_parts(loaded, settings, place, world)
+
+    def told(done: int, steps: int) -> None:
+        if on_progress and world.first:
+            on_progress("finetune", done / steps)
+
+    trained = train(
+        parts, loaded.train, settings, run, seed=int(saved.card["train_seed"]), on_step=told, on_message=say
+    )
+    tuned = with_model(loaded, settings, trained)
+    document = judge(tuned, trained, parts, run) if world.first else {}
+    if other is not None and world.first:
+        document["kept"] = kept(tuned, other, weights, place)
     document["seconds"] = round(time.perf_counter() - start, 2)
+    document["training_hours"] = trained.seconds / 3600
     facts = {"command": "finetune", "head_run": str(saved.path.parent.parent), "class_names": loaded.class_names,
              "provenance": provenance(opened.path), "environment": run_folders.environment()}  # fmt: skip
-    run_folders.write_json(run / "report.json", document | facts)
+    if world.first:
+        run_folders.write_json(run / "report.json", document | facts)
+    document = json.loads(str(world.agree(json.dumps(document))))
     return {key: value for key, value in document.items() if key != "confusion"}
 
 
-def tune(
-    loaded: Loaded, settings: FinetuneSettings, run: Path, device: torch.device, on_progress: OnProgress | None
-) -> dict[str, Any]:
-    """Accuracy before, training, accuracy after, the model directory."""
-    card, judged, head = loaded.saved.card, loaded.judged, loaded.head
-    classes = len(loaded.class_names)
-    before = head.predict(judged.cached_MD)
-    rows = loaded.train
-    prior_K = prior_of(
-        head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled, classes
+def prepare(loaded: Loaded, settings: FinetuneSettings) -> int:
+    """Unfreezes what learns, puts an adapter on it where one is asked for, and refuses terms that make no sense.
+
+    Returns:
+        How many numbers of the backbone learn.
+    """
+    network = loaded.backbone.model
+    if loaded.backbone.spec.convolutional:
+        network.to(memory_format=torch.channels_last)
+    learning = unfreeze(network, settings.unfreeze_blocks)
+    adapter = settings.adapter == "lora"
+    if adapter:
+        learning = add_lora(network, settings.lora_rank, int(loaded.saved.card["train_seed"]))
+    if settings.grad_checkpointing:
+        checkpoint_activations(network)
+    labelled = loaded.train.label_N[torch.from_numpy(loaded.train.labelled)]
+    check_regularisers(
+        settings.regularisers, learning=learning, labelled_classes=len(set(labelled.tolist())), adapter=adapter
     )
-    model = Joined(loaded.backbone.model, head.stack, head.projection).to(device)
+    return learning
+
+
+def open_run(
+    runs: Path, config_toml: str, head: Path, settings: FinetuneSettings, device: torch.device, world: World,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
+    """The folder of an unfinished run of exactly this kind, else a new one; the same for all processes."""
+    identity = {
+        "head": str(head.resolve()), "settings": json.loads(json.dumps(asdict(settings))), "device": device.type,
+        "processes": world.size,
+    }  # fmt: skip
+    run = resumable_run(runs, identity) if world.first else None
+    if run is not None:
+        say(f"going on with {run}")
+    elif world.first:
+        run = run_folders.new_run(runs, "finetune", config_toml)
+        run_folders.write_json(run / "plan.json", identity)
+    return Path(str(world.agree(str(run))))
+
+
+def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device, world: World) -> Parts:
+    """Backbone and head as one model, and what its training works with."""
+    rows, head = loaded.train, loaded.head
+    prior_K = prior_of(
+        head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled,
+        len(loaded.class_names),
+    )  # fmt: skip
+    rotation = learned_rotation(loaded.backbone.width) if "rift-learned" in settings.regularisers else None
+    stack = copy.deepcopy(head.stack)  # the head itself is judged beside the tuned one
+    model = Joined(loaded.backbone.model, stack, head.projection, rotation).to(device)
+    at = torch.from_numpy(rows.labelled)
+    anchors = make_anchors(settings.regularisers, model, rows.cached_ND[at], rows.label_N[at], len(loaded.class_names))
     prior_1K = torch.from_numpy(prior_K).float().to(device)[None]
-    parts = Parts(model, loaded.backbone, head.settings, prior_1K, device)
+    return Parts(model, loaded.backbone, head.settings, prior_1K, device, anchors, world)
 
-    def told(done: int, steps: int) -> None:
-        if on_progress:
-            on_progress("finetune", done / steps)
 
-    records = train(parts, loaded.train, settings, run, seed=int(card["train_seed"]), on_step=told)
-    last_epoch = next(record for record in reversed(records) if record.get("event") == "epoch")
-    tokens = live_tokens(loaded.backbone, judged.images, judged.rows, device)
-    after = head.predict(tokens)
-    directory = save_model(run / "model", loaded, model, accuracy(after, judged.label_M))
+def with_model(loaded: Loaded, settings: FinetuneSettings, trained: Trained) -> Loaded:
+    """What was loaded, with the trained network and head in place of the first ones; an adapter is merged."""
+    if settings.adapter == "lora":
+        merge_lora(trained.backbone)
+    backbone = replace(loaded.backbone, model=trained.backbone.eval())
+    return replace(loaded, backbone=backbone, head=replace(loaded.head, stack=trained.stack.eval()))
+
+
+def judge(loaded: Loaded, trained: Trained, parts: Parts, run: Path) -> dict[str, Any]:
+    """Accuracy of the frozen head and of the tuned model, the gain, drift; writes the model directory."""
+    card, judged, classes = loaded.saved.card, loaded.judged, len(loaded.class_names)
+    before = loaded.frozen.predict(judged.cached_MD)
+    after = loaded.head.predict(live_tokens(loaded.backbone, judged.images, judged.rows, parts.device))
+    model = Joined(loaded.backbone.model, loaded.head.stack, loaded.head.projection)
+    prior_K = parts.prior_1K[0].double().cpu().numpy()
+    directory = save_tuned(run / MODEL, loaded, model, accuracy(after, judged.label_M), prior_K, parts.device)
+    moved = epoch_record(trained)
     return {
-        "method": card["method"], "labels": len(loaded.train.labelled), "split_seed": card["split_seed"],
+        "method": card["method"], "labels": len(loaded.labelled_row_id), "split_seed": card["split_seed"],
         "backbone": loaded.backbone.name, "dataset": loaded.store.dataset, "store": str(loaded.store.path),
         "images": len(loaded.train.unlabelled), "judged_rows": len(judged.rows),
         "accuracy_before": accuracy(before, judged.label_M), "accuracy_after": accuracy(after, judged.label_M),
+        **paired_gain(before, after, judged.label_M),
         "confusion": {"before": confusion(before, judged.label_M, classes).tolist(),
                       "after": confusion(after, judged.label_M, classes).tolist()},
-        **{name: last_epoch[name] for name in DRIFT}, "model_dir": str(directory), "run": str(run),
+        **{name: moved[name] for name in DRIFT}, "epoch": trained.epoch,
+        "skipped_steps": sum(bool(record.get("skipped")) for record in trained.records),
+        "model_dir": str(directory), "run": str(run),
     }  # fmt: skip
 
 
-def save_model(directory: Path, loaded: Loaded, model: Joined, final_accuracy: float) -> Path:
-    """Writes the model: backbone under its library's own names, head, preprocessing and class names."""
-    directory.mkdir(exist_ok=True)
-    backbone = {name: value.detach().cpu().contiguous() for name, value in model.backbone.state_dict().items()}
-    partial = directory / ".backbone.safetensors.partial"
-    save_file(backbone, partial)
-    partial.replace(directory / "backbone.safetensors")
-    card = {key: value for key, value in loaded.saved.card.items() if key not in ("format", "settings", "shape")}
-    head = Head(model.stack, model.projection, loaded.head.settings)
-    save_head(directory / "head.safetensors", head, loaded.labelled_row_id, card | {"accuracy": final_accuracy})
-    run_folders.write_json(directory / "config.json", {
-        "backbone": loaded.backbone.name, "architecture": loaded.backbone.spec.architecture,
-        "token": loaded.backbone.token, "image_px": loaded.backbone.image_px,
-        "transform": loaded.backbone.transform_words, "mean": list(loaded.backbone.mean),
-        "std": list(loaded.backbone.std), "class_names": loaded.class_names, "licence": loaded.backbone.licence,
-        "dataset": loaded.store.dataset, "labels": len(loaded.train.labelled), "accuracy": final_accuracy,
-    })  # fmt: skip
-    return directory
+def epoch_record(trained: Trained) -> Mapping[str, Any]:
+    """What was told of the epoch that is kept."""
+    epochs = [record for record in trained.records if record.get("event") == "epoch"]
+    return next(record for record in epochs if record["epoch"] == trained.epoch)
+
+
+def kept(loaded: Loaded, other: OtherImages, weights: Path | None, device: torch.device) -> dict[str, Any]:
+    """What the frozen and the tuned backbone know of another data set."""
+    frozen = reload_backbone(loaded.store, weights=weights, device=str(device))
+    return kept_knowledge(other, frozen, loaded.backbone, device)

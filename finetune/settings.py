@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -12,27 +15,62 @@ class FinetuneSettings:
     """Settings of stage three.
 
     Attributes:
+        method: which head of the run to start from, and so which objective: `content-style`, or `supervised`, whose
+            steps look at labelled rows alone (as many steps as content-style takes).
         unfreeze_blocks: last blocks that learn; None is the whole backbone.
+        adapter: `none` trains the backbone's own weights; `lora` low-rank additions to them, merged at the end.
+        lora_rank: rank of the additions; their scale is 2.
         split_seed: which labelled split of the head run.
+        probe_steps: steps of the head alone on cached tokens before the backbone learns too. The head run is a probe
+            already, so 0; some let a head that was refitted settle.
         epochs: passes over the unlabelled rows.
         limit: at most so many training images: the labelled ones and others evenly spaced; None is all.
-        batch: unlabelled images a step. labelled_batch: labelled images a step.
-        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer.
-        head_lr: of encoder and decoder. weight_decay: AdamW's.
+        batch: unlabelled images a forward pass. labelled_batch: labelled images a forward pass.
+        accumulate: forward passes a step; their gradients are averaged. Terms of a whole batch (covariances, the
+            marginal of the content) are those of one pass.
+        augment: names of augmentations joined by +, drawn anew each time an image is seen; empty: none.
+        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer, 1e-3
+            for an adapter.
+        layer_decay: each block learns at this share of the rate of the block behind it.
+        head_lr: of encoder and decoder. weight_decay: AdamW's. clip: largest norm of the gradient.
+        ema: decay of the moving average of all weights, which is then what is judged and kept; 0: none.
+        grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        autocast: bfloat16 in the backbone's forward pass; None: on CUDA alone.
         target: what L_y rebuilds: the `cached` token, or the `live` one; either is held fixed.
         regularisers: name -> weight.
+        noise: kind of r3f's and r4f's noise. noise_scale: its half width or deviation, in normalised pixels.
+        radius: root mean square of pdr's delta, in normalised pixels.
+        stop: `never`; or early, by the cross-entropy of labelled rows `held-out` of everything (a fifth), or by the
+            `unsupervised` part of the objective on a fixed sample. Either also picks the epoch that is kept.
+        patience: epochs without an improvement before it stops.
         checkpoint_steps: steps between checkpoints.
     """
 
-    unfreeze_blocks: Annotated[int, Ge(1)] | None = None
+    method: Literal["content-style", "supervised"] = "content-style"
+    unfreeze_blocks: Count | None = None
+    adapter: Literal["none", "lora"] = "none"
+    lora_rank: Count = 8
     split_seed: Annotated[int, Ge(0)] = 0
-    epochs: Annotated[int, Ge(1)] = 1
-    limit: Annotated[int, Ge(1)] | None = None
+    probe_steps: Annotated[int, Ge(0)] = 0
+    epochs: Count = 1
+    limit: Count | None = None
     batch: Annotated[int, Ge(2)] = 128
     labelled_batch: Annotated[int, Ge(2)] = 32
-    lr: Annotated[float, Gt(0)] | None = None
-    head_lr: Annotated[float, Gt(0)] = 3e-4
+    accumulate: Count = 1
+    augment: str = ""
+    lr: Positive | None = None
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    head_lr: Positive = 3e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
+    clip: Positive = 1.0
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    grad_checkpointing: bool = False
+    autocast: bool | None = None
     target: Literal["cached", "live"] = "cached"
     regularisers: Mapping[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
-    checkpoint_steps: Annotated[int, Ge(1)] = 50
+    noise: Literal["normal", "uniform"] = "normal"
+    noise_scale: Positive = 1e-5
+    radius: Positive = 0.01
+    stop: Literal["never", "held-out", "unsupervised"] = "never"
+    patience: Count = 2
+    checkpoint_steps: Count = 50

@@ -1,154 +1,112 @@
-"""Training of backbone and head on the live token with the head's own objective.
+"""The loop of stage three: probe, steps, what is told of each epoch, checkpoints, early stopping.
 
-Legend: `X` rows of a batch (labelled, then unlabelled), `L` labelled, `B` unlabelled, `D` token width, `P` projected
-width. The head is a stack of one, so its tensors carry a leading axis of 1.
+Legend: `N` rows of the fixed sample, `D` token width.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from cspipe.extract.backbones import Backbone
-from cspipe.finetune.checkpoint import load_checkpoint, save_checkpoint
-from cspipe.finetune.drift import effective_rank, linear_cka, token_variance
-from cspipe.finetune.images import RowImages, live_tokens, to_batch
+from cspipe.finetune.checkpoint import BEST, load_checkpoint, load_weights, save_checkpoint, save_weights
 from cspipe.finetune.model import Joined
-from cspipe.finetune.regularisers import REGULARISERS
+from cspipe.finetune.optimise import optimisers
+from cspipe.finetune.plan import Ints, TrainRows, learning_rate_share, plan_batches, plan_probe
 from cspipe.finetune.settings import FinetuneSettings
-from cspipe.headtrain.batches import draw_prior
-from cspipe.headtrain.objective import critic_losses, objective, total
+from cspipe.finetune.step import Parts, Pass, take_step
+from cspipe.finetune.watch import watch_epoch
+from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.runs import write_metrics
-from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.train import apply_gradients
 from cspipe.store.errors import StoreError
 
-Ints = NDArray[np.int64]
 LOG_EVERY = 10
-DRIFT = ("cka", "token_variance", "effective_rank")
-"""Numbers of the record of an epoch."""
+MOST_SKIPPED = 10
+"""Steps in a row that may be skipped because they are not finite."""
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainRows:
-    """Training rows: images, cached tokens `(N, D)`, labels `(N,)`, and positions of labelled and unlabelled rows."""
+class Trained:
+    """What a training leaves.
 
-    images: RowImages
-    cached_ND: Tensor
-    label_N: Tensor
-    labelled: Ints
-    unlabelled: Ints
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The joined model, its backbone with preprocessing, the head's settings and class prior, the device."""
-
-    model: Joined
-    backbone: Backbone
-    head_settings: HeadSettings
-    prior_1K: Tensor
-    device: torch.device
-
-
-def plan_batches(rows: TrainRows, settings: FinetuneSettings, seed: int) -> list[Ints]:
-    """Row positions of every step, labelled first: a function of the seed alone, so that a resumed run agrees."""
-    generator = np.random.default_rng([seed, 2])
-    per_epoch = max(1, len(rows.unlabelled) // settings.batch)
-    size = min(settings.batch, len(rows.unlabelled))
-    batches = []
-    for _ in range(settings.epochs):
-        order = generator.permutation(rows.unlabelled)
-        batches += [order[step * size : (step + 1) * size] for step in range(per_epoch)]
-    need = len(batches) * settings.labelled_batch
-    passes = [generator.permutation(rows.labelled) for _ in range(-(-need // len(rows.labelled)))]
-    labelled = np.concatenate(passes)[:need].reshape(len(batches), -1)
-    return [np.concatenate(pair) for pair in zip(labelled, batches, strict=True)]
-
-
-def backbone_lr(backbone: nn.Module) -> float:
-    """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer."""
-    return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 1e-5
-
-
-def optimisers(model: Joined, settings: FinetuneSettings) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for backbone, encoder and decoder; Adam for the discriminators where there are any."""
-    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
-    lr = backbone_lr(model.backbone) if settings.lr is None else settings.lr
-    groups = [
-        {"params": [p for p in backbone if p.ndim > 1], "peak": lr, "weight_decay": settings.weight_decay},
-        {"params": [p for p in backbone if p.ndim <= 1], "peak": lr, "weight_decay": 0.0},
-        {"params": model.stack.generator_parameters(), "peak": settings.head_lr, "weight_decay": 0.0},
-    ]
-    made: dict[str, torch.optim.Optimizer] = {"main": torch.optim.AdamW(groups, lr=lr)}
-    critics = list(model.stack.critics.parameters())
-    if critics:
-        made["critics"] = torch.optim.Adam(critics, lr=settings.head_lr)
-    return made
-
-
-def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: warm-up, then a cosine to 0.
-
-    Warm-up takes a tenth of the run, at least 10 steps, at most half of it: Adam's first steps move every weight by
-    the full rate, which alone can undo the pretraining.
+    Attributes:
+        records: metrics of the whole run, those before an interruption too.
+        backbone, stack: what is judged and kept: the moving average where there is one, of the best epoch where one
+            was looked for.
+        epoch: the number of that epoch.
+        seconds: of training, those before an interruption too.
     """
-    warm = max(1, min(steps // 2, max(10, steps // 10)))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    records: list[Record]
+    backbone: nn.Module
+    stack: ContentStyle
+    epoch: int
+    seconds: float
 
 
-def train_step(
-    parts: Parts, rows: TrainRows, batch: Ints, pixels: Tensor, made: Mapping[str, torch.optim.Optimizer],
-    settings: FinetuneSettings, generator: torch.Generator,
-) -> dict[str, Tensor]:  # fmt: skip
-    """One step of backbone, encoder and decoder, then one of the discriminators; detached terms."""
-    model, labelled = parts.model, settings.labelled_batch
-    live_XD = model.tokens(to_batch(pixels, parts.backbone, parts.device))
-    at = torch.from_numpy(batch)
-    cached_XD = rows.cached_ND[at].to(parts.device).float()
-    label_1L = rows.label_N[at[:labelled]].to(parts.device)[None]
-    target = model.projection(cached_XD[labelled:])[None] if settings.target == "cached" else None
-    projected_1XP = model.projection(live_XD)[None]
-    terms, samples = objective(
-        model.stack, projected_1XP, label_1L, parts.prior_1K, parts.head_settings, target_HBP=target
-    )
-    loss = total(terms, parts.head_settings).sum()
-    for name, weight in settings.regularisers.items():
-        terms[name] = REGULARISERS[name](live_BD=live_XD, cached_BD=cached_XD)
-        loss = loss + weight * terms[name]
-    apply_gradients(loss, made["main"], clip=1.0, again="critics" in made)
-    told = {name: value.detach().reshape(()) for name, value in terms.items()} | {"total": loss.detach()}
-    if "critics" in made:
-        judged = critic_losses(model.stack, samples, real_samples(parts, cached_XD[labelled:], generator))
-        apply_gradients(torch.stack(list(judged.values())).sum(), made["critics"])
-        told |= {f"critic_{name}": value.detach().reshape(()) for name, value in judged.items()}
-    return told
+@dataclass(frozen=True)
+class Loop:
+    """A training with all that it works with.
+
+    Attributes:
+        parts, rows, settings, run: as `train` was given them.
+        made: optimisers by name.
+        average: the moving average, where there is one.
+        held: everything whose state a checkpoint keeps.
+        probe: rows of each step of the probe.
+        passes: rows of each forward pass after it.
+    """
+
+    parts: Parts
+    rows: TrainRows
+    settings: FinetuneSettings
+    run: Path
+    made: Mapping[str, torch.optim.Optimizer]
+    average: ModelEmaV3 | None
+    held: nn.ModuleDict
+    probe: list[Ints]
+    passes: list[Ints]
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return len(self.probe) + len(self.passes) // self.settings.accumulate
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return (self.steps - len(self.probe)) // self.settings.epochs
+
+    @property
+    def shown(self) -> nn.Module:
+        """The joined model that is judged and kept."""
+        return self.held["joined" if self.average is None else "average"]
 
 
-def real_samples(parts: Parts, cached_BD: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """What the discriminators take for real: prior draws, and cached tokens."""
-    stack, rows, device = parts.model.stack, len(cached_BD), parts.device
-    drawn = draw_prior(parts.prior_1K[0], rows, generator, 1)
-    return {
-        "content": torch.nn.functional.one_hot(drawn, stack.classes).float(),
-        "style": torch.randn(1, rows, stack.style, generator=generator, device=device),
-        "token": parts.model.projection(cached_BD)[None],
-    }
+def make_loop(parts: Parts, rows: TrainRows, settings: FinetuneSettings, run: Path, seed: int) -> Loop:
+    """A training before its first step."""
+    average = ModelEmaV3(parts.model, settings.ema, use_warmup=True) if settings.ema else None
+    held = nn.ModuleDict({"joined": parts.model})
+    if average is not None:
+        held["average"] = average.module
+    return Loop(
+        parts, rows, settings, run, optimisers(parts.model, settings), average, held,
+        plan_probe(rows, settings, seed), plan_batches(rows, settings, seed),
+    )  # fmt: skip
 
 
 def train(
     parts: Parts, rows: TrainRows, settings: FinetuneSettings, run: Path, *, seed: int,
-    on_step: Callable[[int, int], None],
-) -> list[dict[str, Any]]:  # fmt: skip
+    on_step: Callable[[int, int], None], on_message: Callable[[str], None] = lambda text: None,
+) -> Trained:  # fmt: skip
     """Trains in place, from the run's checkpoint where it has one.
 
     Args:
@@ -158,58 +116,142 @@ def train(
         run: folder for checkpoint and metrics.
         seed: of batches and noise.
         on_step: called with steps done and steps in all.
-
-    Returns:
-        Metric records of the whole run, those before an interruption too.
+        on_message: told of steps that were left out.
 
     Raises:
-        StoreError: the loss is no longer a number; the last checkpoint stays.
+        StoreError: the loss stays no number for steps on end; the last checkpoint stays.
     """
-    made = optimisers(parts.model, settings)
-    batches = plan_batches(rows, settings, seed)
-    start = load_checkpoint(run, parts.model, made)
+    began, loop = time.perf_counter(), make_loop(parts, rows, settings, run, seed)
+    facts = load_checkpoint(run, loop.held, loop.made)
+    start, skipped = int(facts.get("step", 0)), int(facts.get("skipped", 0))
+    began -= float(facts.get("seconds", 0.0))
     records = [record for record in read_records(run) if record["step"] <= start]
-    per_epoch = len(batches) // settings.epochs
-    for step, pixels in enumerate(rows.images.batches(batches[start:]), start):
-        parts.model.learn()
-        for optimiser in made.values():
-            for group in optimiser.param_groups:
-                group["lr"] = group.get("peak", settings.head_lr) * learning_rate_share(step, len(batches))
-        generator = torch.Generator(parts.device).manual_seed(seed * 1_000_003 + step)
-        terms = train_step(parts, rows, batches[step], pixels, made, settings, generator)
-        done = step + 1
-        keep = done % settings.checkpoint_steps == 0 or done == len(batches)
-        if keep or done % LOG_EVERY == 0:
-            records.append(logged(terms, done, done / per_epoch, run))
-        if done % per_epoch == 0:
-            records.append({"event": "epoch", "step": done, "epoch": done // per_epoch, **drift(parts, rows)})
-        if keep:
-            write_metrics(run, records)
-            save_checkpoint(run, parts.model, made, done)
-        on_step(done, len(batches))
-    return records
+    for done, one in enumerate(all_passes(loop, start), start + 1):
+        if stops(records, settings):
+            break
+        terms = one_step(loop, done, one, seed)
+        skipped = skipped + 1 if bool(terms["skipped"]) else 0
+        if skipped:
+            told_of_skip(skipped, done, run, on_message)
+        note(loop, records, terms, done)
+        if done % settings.checkpoint_steps == 0 or done == loop.steps:
+            facts = {"step": done, "skipped": skipped, "seconds": time.perf_counter() - began}
+            keep(loop, records, facts)
+        on_step(done, loop.steps)
+    return finish(loop, records, time.perf_counter() - began)
 
 
-def logged(terms: Mapping[str, Tensor], step: int, epoch: float, run: Path) -> dict[str, Any]:
-    """A metric record; refuses numbers that are not finite."""
-    values = {name: float(value) for name, value in terms.items()}
-    if not math.isfinite(values["total"]):
+def one_step(loop: Loop, done: int, passes: list[Pass], seed: int) -> dict[str, Tensor]:
+    """Step number `done`, the first being 1, and the moving average's."""
+    parts, probe = loop.parts, len(loop.probe)
+    parts.model.learn()
+    set_rates(loop.made, loop.settings, done - 1, loop.steps, probe)
+    generator = torch.Generator(parts.device).manual_seed(seed * 1_000_003 + done - 1)
+    terms = take_step(parts, loop.rows, passes, loop.made, loop.settings, generator)
+    if loop.average is not None and not bool(terms["skipped"]):
+        loop.average.update(parts.model, done)
+    return terms
+
+
+def note(loop: Loop, records: list[Record], terms: Mapping[str, Tensor], done: int) -> None:
+    """Adds what a step and, at its end, an epoch told; the weights of the best epoch go to disk."""
+    settings, after_probe = loop.settings, max(0, done - len(loop.probe))
+    if done % settings.checkpoint_steps == 0 or done == loop.steps or done % LOG_EVERY == 0 or bool(terms["skipped"]):
+        records.append(logged(terms, done, after_probe / loop.per_epoch))
+    if after_probe == 0 or after_probe % loop.per_epoch:
+        return
+    epoch, shown = after_probe // loop.per_epoch, loop.shown
+    told = watch_epoch(loop.parts, shown, loop.rows, settings)
+    records.append({"event": "epoch", "step": done, "epoch": epoch, **told})
+    if settings.stop != "never" and best_epoch(records, settings) == epoch and loop.parts.world.first:
+        save_weights(loop.run / BEST, shown)
+
+
+def keep(loop: Loop, records: list[Record], facts: Mapping[str, Any]) -> None:
+    """Metrics, then the checkpoint, on disk."""
+    if loop.parts.world.first:
+        write_metrics(loop.run, records)
+        save_checkpoint(loop.run, loop.held, loop.made, facts)
+
+
+def finish(loop: Loop, records: list[Record], seconds: float) -> Trained:
+    """The weights that are kept, and the metrics on disk."""
+    loop.parts.world.wait()
+    if loop.parts.world.first:
+        write_metrics(loop.run, records)
+    shown = loop.shown
+    if loop.settings.stop != "never":
+        load_weights(loop.run / BEST, shown)
+    assert isinstance(shown, Joined)
+    return Trained(records, shown.backbone, shown.stack, best_epoch(records, loop.settings), seconds)
+
+
+def all_passes(loop: Loop, start: int) -> Iterator[list[Pass]]:
+    """The forward passes of each step after `start`; images are decoded for this process's rows alone."""
+    for batch in loop.probe[start:]:
+        yield [Pass(batch, None)]
+    settings, number = loop.settings, max(0, start - len(loop.probe)) * loop.settings.accumulate
+    rest = loop.passes[number:]
+    mine = [loop.parts.world.mine(batch) for batch in rest]
+    pixels = loop.rows.images.batches(mine, augment=settings.augment, first=number)
+    group: list[Pass] = []
+    for batch, seen in zip(rest, pixels, strict=True):
+        group.append(Pass(batch, seen))
+        if len(group) == settings.accumulate:
+            yield group
+            group = []
+
+
+def set_rates(
+    made: Mapping[str, torch.optim.Optimizer], settings: FinetuneSettings, step: int, steps: int, probe: int
+) -> None:
+    """Learning rates of a step: the head's from the first on, the backbone's after the probe."""
+    for optimiser in made.values():
+        for group in optimiser.param_groups:
+            own = (step - probe, steps - probe) if group.get("of_backbone") else (step, steps)
+            group["lr"] = group.get("peak", settings.head_lr) * learning_rate_share(*own)
+
+
+def best_epoch(records: list[Record], settings: FinetuneSettings) -> int:
+    """The epoch of the lowest criterion, the earliest of equals; the last one where nothing was looked for."""
+    epochs = [record for record in records if record.get("event") == "epoch"]
+    if not epochs:
+        return 0
+    if settings.stop == "never":
+        return int(epochs[-1]["epoch"])
+    return int(min(epochs, key=lambda record: (record["criterion"] is None, record["criterion"] or 0.0))["epoch"])
+
+
+def stops(records: list[Record], settings: FinetuneSettings) -> bool:
+    """True where the criterion has not improved for `patience` epochs."""
+    if settings.stop == "never":
+        return False
+    epochs = len([record for record in records if record.get("event") == "epoch"])
+    return epochs >= best_epoch(records, settings) + settings.patience
+
+
+def told_of_skip(skipped: int, step: int, run: Path, on_message: Callable[[str], None]) -> None:
+    """Says that a step was left out; gives up after too many in a row.
+
+    Raises:
+        StoreError: so many were not finite one after the other.
+    """
+    if skipped >= MOST_SKIPPED:
         raise StoreError(
-            f"the loss is {values['total']} at step {step}. Lower finetune.lr; {run} keeps the checkpoint before it."
+            f"loss or gradient was no finite number in the {skipped} steps up to step {step}. Lower finetune.lr; {run} "
+            "keeps the checkpoint before."
         )
-    return {"step": step, "epoch": round(epoch, 4), **values}
+    on_message(f"step {step}: loss or gradient is no finite number, the step is left out")
 
 
-def drift(parts: Parts, rows: TrainRows, *, sample: int = 512) -> dict[str, float]:
-    """CKA with the cached tokens, variance and effective rank of the live ones, on a fixed sample of training rows."""
-    chosen = np.unique(np.linspace(0, len(rows.cached_ND) - 1, sample).round().astype(np.int64))
-    live_ND = live_tokens(parts.backbone, rows.images, chosen, parts.device)
-    cached_ND = rows.cached_ND[torch.from_numpy(chosen)].float()
-    values = (linear_cka(live_ND, cached_ND), token_variance(live_ND), effective_rank(live_ND))
-    return dict(zip(DRIFT, values, strict=True))
+def logged(terms: Mapping[str, Tensor], step: int, epoch: float) -> Record:
+    """A metric record; numbers that are not finite are null in it."""
+    values = {name: float(value) for name, value in terms.items()}
+    kept = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {"step": step, "epoch": round(epoch, 4), **kept}
 
 
-def read_records(run: Path) -> Iterator[dict[str, Any]]:
+def read_records(run: Path) -> Iterator[Record]:
     """Metric records that an interrupted run left."""
     path = run / "metrics.jsonl"
     if path.is_file():

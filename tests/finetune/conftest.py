@@ -52,7 +52,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("digits")
     extracted = extract("lite0", "digits", stores=root / "stores", image_px=32, limit=96)
     head = run_head(
-        store=Path(extracted["store"]), runs=root / "runs", labels=40, seeds=2, methods=("content-style",),
+        store=Path(extracted["store"]), runs=root / "runs", labels=40, seeds=2,
+        methods=("content-style", "supervised"),
         settings=QUICK,
     )  # fmt: skip
     return Place(root / "stores", root / "runs", extracted, head)

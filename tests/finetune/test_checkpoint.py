@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cspipe.finetune.checkpoint import FILE, load_checkpoint, save_checkpoint
+from cspipe.finetune.checkpoint import BEST, FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from cspipe.store.errors import StoreError
 
 
@@ -38,10 +38,10 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_weights_optimisers_and_step_come_back_bit_for_bit(tmp_path):
     model, optimisers = make()
     steps(model, optimisers, range(5))
-    save_checkpoint(tmp_path, model, optimisers, 5)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 5})
     other, others = make()
     steps(other, others, range(50, 52))
-    assert load_checkpoint(tmp_path, other, others) == 5
+    assert load_checkpoint(tmp_path, other, others) == {"step": 5}
     assert same(model, other)
     for name, optimiser in optimisers.items():
         mine, theirs = optimiser.state_dict(), others[name].state_dict()
@@ -55,7 +55,7 @@ def test_weights_optimisers_and_step_come_back_bit_for_bit(tmp_path):
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
     model, optimisers = make()
     steps(model, optimisers, range(5))
-    save_checkpoint(tmp_path, model, optimisers, 5)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 5})
     steps(model, optimisers, range(5, 9))
     fresh, others = make()
     load_checkpoint(tmp_path, fresh, others)
@@ -66,37 +66,37 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path)
 def test_saving_changes_nothing_and_a_later_checkpoint_replaces_the_former(tmp_path):
     model, optimisers = make()
     before = copy.deepcopy(model)
-    save_checkpoint(tmp_path, model, optimisers, 1)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 1})
     assert same(model, before)
     steps(model, optimisers, range(2))
-    save_checkpoint(tmp_path, model, optimisers, 3)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 3})
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    assert load_checkpoint(tmp_path, *make()) == 3
+    assert load_checkpoint(tmp_path, *make()) == {"step": 3}
 
 
-def test_without_a_checkpoint_nothing_is_loaded_and_0_steps_are_done(tmp_path):
+def test_without_a_checkpoint_nothing_is_loaded_and_nothing_is_told(tmp_path):
     model, optimisers = make()
     (tmp_path / f".{FILE}.partial").write_bytes(b"half")
-    assert load_checkpoint(tmp_path, model, optimisers) == 0
+    assert load_checkpoint(tmp_path, model, optimisers) == {}
     assert same(model, make()[0])
 
 
 def test_a_write_that_fails_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     model, optimisers = make()
-    save_checkpoint(tmp_path, model, optimisers, 1)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 1})
 
     def full(handle):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        save_checkpoint(tmp_path, model, optimisers, 2)
-    assert load_checkpoint(tmp_path, *make()) == 1
+        save_checkpoint(tmp_path, model, optimisers, {"step": 2})
+    assert load_checkpoint(tmp_path, *make()) == {"step": 1}
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
     model, optimisers = make()
-    save_checkpoint(tmp_path, model, optimisers, 1)
+    save_checkpoint(tmp_path, model, optimisers, {"step": 1})
     whole = (tmp_path / FILE).read_bytes()
     for broken in (whole[:-50], b"", b"\xff" * 100):
         (tmp_path / FILE).write_bytes(broken)
@@ -105,3 +105,24 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / FILE)
     with pytest.raises(StoreError, match="is damaged"):
         load_checkpoint(tmp_path, *make())
+
+
+def test_facts_beside_the_step_come_back(tmp_path):
+    model, optimisers = make()
+    facts = {"step": 4, "skipped": 2, "seconds": 0.1 + 0.2}
+    save_checkpoint(tmp_path, model, optimisers, facts)
+    assert load_checkpoint(tmp_path, *make()) == facts
+
+
+def test_weights_alone_come_back_and_a_damaged_or_foreign_file_is_named(tmp_path):
+    model, optimisers = make()
+    steps(model, optimisers, range(3))
+    save_weights(tmp_path / BEST, model)
+    fresh = make()[0]
+    load_weights(tmp_path / BEST, fresh)
+    assert same(model, fresh)
+    with pytest.raises(StoreError, match=r"best\.safetensors is damaged"):
+        load_weights(tmp_path / BEST, nn.Linear(2, 2))
+    (tmp_path / BEST).write_bytes(b"half")
+    with pytest.raises(StoreError, match=r"best\.safetensors is damaged .*remove the run folder"):
+        load_weights(tmp_path / BEST, fresh)

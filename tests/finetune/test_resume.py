@@ -1,6 +1,10 @@
 """An interrupted fine-tuning goes on in its own folder and ends where it would have ended."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +89,76 @@ def test_interrupted_before_at_or_past_a_checkpoint_the_same_call_ends_bit_for_b
         assert all(torch.equal(value, theirs[file][name]) for name, value in mine[file].items())
 
 
+EVERYTHING = {
+    "average, two passes a step, views and early stopping": {
+        "ema": 0.9, "accumulate": 2, "batch": 16, "augment": "affine", "stop": "unsupervised",
+    },
+    "learned rotation, noise and probe": {
+        "probe_steps": 3, "regularisers": {"rift-learned": 0.1, "r4f": 1.0, "masked": 0.1, "l2sp": 0.01},
+    },
+    "adapter, average and adversarial directions": {
+        "adapter": "lora", "lora_rank": 2, "ema": 0.5, "lr": 1e-3,
+        "regularisers": {"pdr-js-adversarial": 1.0, "supcon": 0.1, "proco": 0.1},
+    },
+    "supervised, layer decay, activations recomputed, labels held out": {
+        "method": "supervised", "layer_decay": 0.8, "grad_checkpointing": True, "stop": "held-out",
+        "regularisers": {"rift-procrustes": 0.1, "pdr-hellinger": 1.0},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_with_every_option_an_interrupted_run_ends_bit_for_bit_the_same(tune, settings, stop_after, name):
+    chosen = settings(epochs=2, **EVERYTHING[name])
+    whole = tune(runs="whole", settings=chosen)
+    stop_after(5)
+    with pytest.raises(StoppedError):
+        tune(settings=chosen)
+    stop_after(None)
+    document = tune(settings=chosen)
+    assert (Path(document["run"]) / "metrics.jsonl").read_text() == (Path(whole["run"]) / "metrics.jsonl").read_text()
+    mine, theirs = model_files(document), model_files(whole)
+    for file in ("backbone.safetensors", "head.safetensors"):
+        assert mine[file].keys() == theirs[file].keys()
+        assert all(torch.equal(value, theirs[file][name]) for name, value in mine[file].items())
+
+
+KILLED = """
+import sys, os, signal, torch
+from pathlib import Path
+from cspipe.finetune.run import run_finetune
+from cspipe.finetune.settings import FinetuneSettings
+from cspipe.finetune import run
+head, stores, runs = map(Path, sys.argv[1:4])
+real, last = run.train, int(sys.argv[4])
+def train(*positional, on_step, **named):
+    def told(done, count):
+        on_step(done, count)
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(*positional, on_step=told, **named)
+run.train = train
+torch.set_num_threads(1)
+settings = FinetuneSettings(unfreeze_blocks=2, batch=32, labelled_batch=8, lr=5e-5, checkpoint_steps=2, epochs=2,
+                            regularisers={"rift": 0.1})
+run_finetune(head_run=head, runs=runs, stores=stores, settings=settings)
+"""
+
+
+def test_a_process_that_was_killed_is_gone_on_with_by_another_and_ends_bit_for_bit_the_same(digits, whole, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(digits.head_run), str(digits.stores), str(tmp_path / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run([*command, "5"], env=environment, capture_output=True, check=False)
+    assert first.returncode == -signal.SIGKILL
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not (run / "report.json").exists()
+    subprocess.run([*command, "-1"], env=environment, capture_output=True, check=True)
+    document = json.loads((run / "report.json").read_text())
+    mine, theirs = model_files(document), model_files(whole)
+    for file, tensors in mine.items():
+        assert all(torch.equal(value, theirs[file][name]) for name, value in tensors.items())
+
+
 @pytest.mark.slow
 def test_interrupted_twice_it_still_ends_the_same(tune, chosen, stop_after, whole):
     for steps in (3, 5):
@@ -100,10 +174,10 @@ def test_interrupted_twice_it_still_ends_the_same(tune, chosen, stop_after, whol
 def test_metrics_written_before_a_checkpoint_that_failed_are_not_told_twice(tune, chosen, whole, monkeypatch):
     """Step 3 ends an epoch and its record is on disk when the checkpoint of step 4 fails: step 3 is done again."""
 
-    def full(run: Path, model, made, step: int) -> None:
-        if step == 4:
+    def full(run: Path, model, made, facts: dict) -> None:
+        if facts["step"] == 4:
             raise StoppedError
-        save_checkpoint(run, model, made, step)
+        save_checkpoint(run, model, made, facts)
 
     with monkeypatch.context() as patch:
         patch.setattr("cspipe.finetune.train.save_checkpoint", full)

@@ -162,7 +162,7 @@ def test_a_head_run_that_does_not_fit_says_what_it_holds(digits, tmp_path):
         choose_head(None, digits.runs, 7, 0, "cpu")
     with pytest.raises(MismatchError, match="has 40 labels, not 7: leave out --labels or name another run"):
         choose_head(digits.head_run, digits.runs, 7, 0, "cpu")
-    kept = r"no head content-style-9 \(it keeps content-style-0, content-style-1\)"
+    kept = r"no head content-style-9 \(it keeps content-style-0, content-style-1, supervised-0, supervised-1\)"
     with pytest.raises(MissingDataError, match=rf"keeps {kept}\. Give another --split-seed or --head"):
         choose_head(digits.head_run, digits.runs, None, 9, "cpu")
     with pytest.raises(MissingDataError, match=r"has no report\.json: it is not a finished run"):

@@ -1,4 +1,4 @@
-"""How far tokens have moved, and the term that holds them: known values, invariances, gradients."""
+"""How far tokens have moved: known values and invariances."""
 
 import math
 
@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cspipe.finetune.drift import effective_rank, linear_cka, token_variance
-from cspipe.finetune.regularisers import rift
+from cspipe.finetune.drift import (
+    DRIFT,
+    effective_rank,
+    knn_overlap,
+    linear_cka,
+    mean_cosine,
+    measure_drift,
+    token_variance,
+)
 from cspipe.store.errors import SettingError
 
 
@@ -76,50 +83,36 @@ def test_effective_rank_of_a_line_and_of_a_point_is_1():
     assert effective_rank(torch.ones(5, 4)) == 1
 
 
-def by_formula(live: Tensor, cached: Tensor) -> Tensor:
-    """The D x D covariances as the docstring writes them."""
-    tuned, pretrained = torch.cov(live.T, correction=0), torch.cov(cached.T, correction=0)
-    return (tuned - pretrained).square().sum() / pretrained.square().sum()
+def test_knn_overlap_is_1_unmoved_and_under_rotation_scale_and_shift_and_chance_for_others():
+    rows = drawn()
+    for other in (rows, 7 * rows @ rotation(), rows + 100):
+        assert knn_overlap(rows, other) == pytest.approx(1)
+    many = drawn(400)
+    assert knn_overlap(many, drawn(400, seed=3)) == pytest.approx(10 / 399, abs=0.01)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(12, 40), (60, 8), (2, 5)])
-def test_rift_is_the_formula_on_d_by_d_covariances(rows, width):
-    live, cached = drawn(rows, width), drawn(rows, width, seed=4)
-    assert rift(live_BD=live, cached_BD=cached).item() == pytest.approx(by_formula(live, cached).item(), rel=1e-9)
+def test_knn_overlap_counts_shared_neighbours():
+    """On a line centred at 0 the nearest by cosine are those on the same side."""
+    first = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    second = torch.tensor([[-2.0], [1.0], [-1.0], [2.0]])
+    assert knn_overlap(first, first, neighbours=1) == 1
+    assert knn_overlap(first, second, neighbours=1) == 0
+    assert knn_overlap(first, second, neighbours=3) == 1
+    with pytest.raises(SettingError, match="the same two or more rows; it was given 4 and 3"):
+        knn_overlap(first, second[:3])
 
 
-def test_rift_of_doubled_tokens_is_9():
-    cached = drawn()
-    assert rift(live_BD=2 * cached, cached_BD=cached).item() == pytest.approx(9)
+def test_mean_cosine_of_paired_rows():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert mean_cosine(rows, 3 * rows) == pytest.approx(1)
+    assert mean_cosine(rows, rows.flip(0)) == pytest.approx(0)
+    assert mean_cosine(rows, torch.tensor([[1.0, 0.0], [0.0, -1.0]])) == pytest.approx(0)
 
 
-def test_rift_is_0_where_nothing_has_moved_and_under_a_shift_alone():
-    cached = drawn()
-    assert rift(live_BD=cached, cached_BD=cached).item() == pytest.approx(0, abs=1e-12)
-    assert rift(live_BD=cached + 10, cached_BD=cached).item() == pytest.approx(0, abs=1e-9)
-    single = cached.float()
-    assert 0 <= rift(live_BD=single, cached_BD=single).item() < 1e-6
-
-
-def test_rift_is_positive_where_the_spectrum_changes_and_under_a_rotation():
-    cached = drawn()
-    assert rift(live_BD=cached * torch.tensor([3.0, *[1.0] * 7]), cached_BD=cached).item() > 0.01
-    assert rift(live_BD=cached @ rotation(), cached_BD=cached).item() > 0.01
-
-
-def test_rift_does_not_see_which_row_is_which_but_cka_does():
-    cached = drawn()
-    live = shuffled(cached)
-    assert rift(live_BD=live, cached_BD=cached).item() == pytest.approx(0, abs=1e-9)
-    assert linear_cka(live, cached) < 0.3
-
-
-def test_gradient_of_rift_is_its_derivative():
-    live, cached = drawn(6, 9).requires_grad_(), drawn(6, 9, seed=4)
-    assert torch.autograd.gradcheck(lambda x: rift(live_BD=x, cached_BD=cached), [live])
-
-
-def test_rift_refuses_tokens_that_are_not_paired_and_a_single_row():
-    for live, cached in ((drawn(6), drawn(7)), (drawn(1), drawn(1))):
-        with pytest.raises(SettingError, match=rf"two or more rows; it was given \({len(live)}, 8\) and"):
-            rift(live_BD=live, cached_BD=cached)
+def test_drift_holds_every_number_by_its_name():
+    rows = drawn()
+    told = measure_drift(2 * rows, rows)
+    assert tuple(told) == DRIFT
+    assert told["cka"] == pytest.approx(1)
+    assert told["knn_overlap"] == told["cosine"] == pytest.approx(1)
+    assert told["token_variance"] == pytest.approx(4 * token_variance(rows))
