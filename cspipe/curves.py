@@ -12,7 +12,7 @@ from markupsafe import Markup
 from cspipe import plots
 
 Record = dict[str, Any]
-NO_CURVE = frozenset({"event", "step", "epoch", "split_seed", "train_seed", "fold"})
+NO_CURVE = frozenset({"event", "step", "epoch", "split_seed", "train_seed", "fold", "restarts"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ TERMS: Mapping[str, Term] = {
     "D_s": Term("D", "s", "style against its prior", "nats"),
     "D_y": Term("D", "y", "rebuilt against real tokens", "nats"),
     "L_y": Term("L", "y", "reconstruction of the token", "1 \u2212 cos"),
+    "L_mix": Term("L", "mix", "content of mixed tokens", "nats"),
+    "content_entropy": Term("", "", "entropy of the content, mean over rows", "nats"),
+    "content_kl": Term("", "", "mean content against the class prior", "nats"),
     "D_c_kl": Term("D", "c", "as a KL estimate", "nats"),
     "D_s_kl": Term("D", "s", "as a KL estimate", "nats"),
     "D_y_kl": Term("D", "y", "as a KL estimate", "nats"),
@@ -40,6 +43,9 @@ TERMS: Mapping[str, Term] = {
     "critic_token": Term("", "", "token discriminator's own loss", "nats"),
     "accuracy": Term("", "", "accuracy", "from 0 to 1"),
     "cka": Term("", "", "CKA with the frozen tokens", "1: unmoved"),
+    "knn_overlap": Term("", "", "neighbours shared with the frozen tokens", "1: all of ten"),
+    "cosine": Term("", "", "cosine with the frozen tokens", "1: unmoved"),
+    "criterion": Term("", "", "criterion of early stopping", "nats, lower is better"),
     "token_variance": Term("", "", "variance of the tokens", "mean of a dimension"),
     "effective_rank": Term("", "", "effective rank of the tokens", "dimensions"),
     "lr": Term("", "", "learning rate", ""),
@@ -83,6 +89,19 @@ def read_metrics(run: Path) -> list[Record]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def restarts(records: Sequence[Record]) -> dict[str, tuple[int, int, int]]:
+    """Method -> heads that were lost and put back at least once, how often in all, heads in all."""
+    last: dict[str, dict[tuple[object, ...], int]] = {}
+    for record in records:
+        if "restarts" in record and "event" not in record:
+            head = tuple(record.get(name) for name in ("split_seed", "train_seed", "fold"))
+            last.setdefault(str(record.get("method")), {})[head] = int(record["restarts"] or 0)
+    return {
+        method: (sum(count > 0 for count in heads.values()), sum(heads.values()), len(heads))
+        for method, heads in last.items()
+    }
 
 
 def all_curves(records: Sequence[Record]) -> list[Curves]:

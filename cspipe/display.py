@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cspipe.common import Common
-from cspipe.terminal import cell, message, print_json, print_table, share, span
+from cspipe.terminal import cell, message, plain, print_json, print_table, share, span
 
 Document = dict[str, Any]
+CLASSES_TOLD = 10
+"""At most so many classes are named behind a table."""
 
 
 def show(document: Document, common: Common, pretty: Callable[[Document], None]) -> None:
@@ -41,6 +43,7 @@ def print_extracted(document: Document) -> None:
         f"licence {document['licence']})"
     )
     print_table(title, ("split", "rows", "computed", "reused", "flagged", "removed"), rows)
+    print(plain(labels_told(document)))
     if document["bad_images"]:
         bad = [(entry["split"], entry["row"], entry["path"], entry["reason"]) for entry in document["bad_images"]]
         print_table("images that could not be read", ("split", "row", "path", "reason"), bad)
@@ -48,6 +51,15 @@ def print_extracted(document: Document) -> None:
         if count:
             message(f"{count} images are in both of {pair}: cspipe store duplicates lists them")
     print(document["store"])
+
+
+def labels_told(document: Document) -> str:
+    """How many images of each split have a label, and the first classes."""
+    counts = [f"{told:,} of {document['splits'][name]['rows']:,} {name} images"
+              for name, told in document["labelled"].items()]  # fmt: skip
+    names = document["class_names"]
+    more = f" and {len(names) - CLASSES_TOLD} more" if len(names) > CLASSES_TOLD else ""
+    return f"with a label: {', '.join(counts)}; classes: {', '.join(names[:CLASSES_TOLD])}{more}"
 
 
 def print_rehearsal(document: Document) -> None:
@@ -78,10 +90,12 @@ def print_head(document: Document) -> None:
     judged = document["rows"]["judged"]
     where = document["test_dataset"] or document["evaluation"]
     title = (
-        f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, {splits} splits, "
+        f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, {splits} split{'s' if splits > 1 else ''}, "
         f"accuracy on {judged} rows ({where})"
     )
     print_table(title, ("method", "accuracy", "95 % interval", "content-style minus it", "95 % interval"), rows)
+    if splits == 1:
+        print("no intervals: all labels are used, or one split was asked for; --labels N with --seeds draws several")
     print(f"{document['run']}  {document['seconds']} s")
 
 

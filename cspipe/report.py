@@ -1,54 +1,54 @@
 """`cspipe report`: run folders become one self-contained HTML page, plots and styles inside, nothing fetched."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cspipe import plots, verdicts
-from cspipe.curves import Curves, Key, Panel, Term, all_curves, method_legend, read_metrics
+from cspipe.confusion import Confusion, make_confusion
+from cspipe.curves import Curves, Key, Panel, Term, all_curves, method_legend, read_metrics, restarts
 from cspipe.diagnosis import Diagnosis, make_diagnosis
+from cspipe.examples import Examples, find_examples
 from cspipe.grid_page import make_grid
 from cspipe.headtrain.runs import read_report, write_atomic
 from cspipe.headtrain.settings import MAIN_METHOD
+from cspipe.page import EXPLORER, page_template
 from cspipe.reproduce import commands, facts, read_config
 from cspipe.store import Store
 from cspipe.store.errors import CspipeError
-from cspipe.terminal import plain
 from cspipe.token_map import TokenMap, map_tokens, run_store
+from cspipe.tuned_map import map_tuned
 
 Report = dict[str, Any]
 POINTS, FEWEST_POINTS = 1500, 300
 """Rows in a page's t-SNE pictures, shared by its runs: a few seconds a panel on one core."""
 
-CONFUSED_PAIRS = 15
 CLASSES_IN_LEGEND = 30
-NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Counts for the page: all cells where classes are few, else the pairs that are confused most.
+class Pictures:
+    """What the page shows of rows and images, as far as store, images and head are there.
 
     Attributes:
-        names: class names.
-        cells: row by true class: count, depth of colour from 0 to 1.
-        pairs: true name, predicted name, count, share of the true class's rows.
+        maps: when (before or after fine-tuning, or empty) and the rows in three spaces.
+        legend: colours of their classes.
+        map_problem: why there is no map.
+        examples: thumbnails of mistakes and of what is least certain.
+        example_problem: why there are none; empty where the page has no place for them.
     """
 
-    names: list[str]
-    cells: list[list[tuple[int, float]]]
-    pairs: list[tuple[str, str, int, str]]
-
-    @property
-    def long(self) -> bool:
-        """True where names are too long to stand side by side."""
-        return max(map(len, self.names)) > 4
+    maps: list[tuple[str, TokenMap, list[Panel]]]
+    legend: list[Key]
+    map_problem: str
+    examples: Examples | None
+    example_problem: str
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Section:
     accuracy_plot: Markup | None
     curves: list[Curves]
     confusion: Confusion | None
+    restarts: list[str]
     diagnosis: Diagnosis | None
-    token_map: TokenMap | None
-    token_panels: list[Panel]
-    token_legend: list[Key]
-    token_problem: str
+    pictures: Pictures
+    explorer: str
+    explored: bool
     facts: list[tuple[str, str]]
     commands: list[str]
     config: str
@@ -78,7 +78,7 @@ class Section:
         return len({row["split_seed"] for row in self.told.get("results", [])})
 
 
-def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
+def write_page(runs: Sequence[Path], page: Path, *, stores: Path, data_dir: Path | None = None) -> Path:
     """Writes one HTML page about finished runs, whole or not at all.
 
     Args:
@@ -86,6 +86,7 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
         page: the file.
         stores: folder to look for a run's store in, where it is not at its recorded path; without the store the page
             leaves out the picture of the tokens and says so.
+        data_dir: where the images lie; None: where they were at extraction. Without them the page has no thumbnails.
 
     Returns:
         `page`.
@@ -98,50 +99,76 @@ def write_page(runs: Sequence[Path], page: Path, *, stores: Path) -> Path:
     heads = sum(one["command"] == "head" for one in told)
     most = max(FEWEST_POINTS, POINTS // max(heads, 1))
     sections = [
-        make_grid(run, one) if one["command"] == "sweep" else make_section(run, one, stores, most)
+        make_grid(run, one) if one["command"] == "sweep" else make_section(run, one, stores, most, page, data_dir)
         for run, one in zip(runs, told, strict=True)
     ]
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable,
-        loader=FunctionLoader(lambda name: files("cspipe").joinpath(name).read_text(encoding="utf-8")),
-    )  # fmt: skip
-    template = environment.get_template("report.html")
+    template = page_template("report.html")
     text = template.render(sections=sections, overviews=labels_plots(told), main=MAIN_METHOD)
     write_atomic(page, plots.number_ids(text))
     return page
 
 
-def printable(value: object) -> object:
-    """Every text that enters the page: control characters and lone surrogates shown as escapes."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return NO_BREAK.join(plain(part) for part in value.split(NO_BREAK))
-
-
-def make_section(run: Path, told: Report, stores: Path, most: int) -> Section:
+def make_section(
+    run: Path, told: Report, stores: Path, most: int, page: Path, data_dir: Path | None
+) -> Section:  # fmt: skip
     """Collects what the page says of one run."""
     head, config = told["command"] == "head", run / "config.toml"
     store, problem = find(told, stores)
-    drawn: TokenMap | None = None
-    if head and store is not None:
-        try:
-            dev_rows = read_config(run).get("head", {}).get("dev_rows", 0) or told["rows"]["judged"]
-            judged, evaluation = judged_store(told, store, stores)
-            drawn = map_tokens(run, told | {"evaluation": evaluation}, judged, most=most, dev_rows=dev_rows)
-        except CspipeError as error:
-            problem = str(error)
-    counts = told["confusion"].get(MAIN_METHOD if head else "after")
+    records, counts = read_metrics(run), told["confusion"].get(MAIN_METHOD if head else "after")
     return Section(
         run=run, told=told, verdict=verdicts.head_verdict(told) if head else verdicts.finetune_verdict(told),
         accuracy=accuracy_rows(told) if head else [], change=[] if head else change_rows(told),
         accuracy_plot=accuracy_plot(told) if head else None,
-        curves=all_curves(read_metrics(run)), confusion=make_confusion(counts, told["class_names"]) if counts else None,
+        curves=all_curves(records), confusion=make_confusion(counts, told["class_names"]) if counts else None,
+        restarts=verdicts.restart_words(restarts(records)),
         diagnosis=make_diagnosis(told, ranked(told)) if head else None,
-        token_map=drawn, token_panels=token_panels(drawn) if drawn else [],
-        token_legend=class_legend(drawn) if drawn else [], token_problem=problem, facts=facts(run, told),
+        pictures=(head_pictures if head else tuned_pictures)(run, told, store, problem, stores, most, data_dir),
+        explorer=relative(run / EXPLORER, page), explored=(run / EXPLORER).is_file(), facts=facts(run, told),
         commands=commands(run, told, store),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )  # fmt: skip
+
+
+def relative(path: Path, page: Path) -> str:
+    """How a page names a file beside or near it."""
+    return quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix())
+
+
+def head_pictures(
+    run: Path, told: Report, store: Store | None, problem: str, stores: Path, most: int, data_dir: Path | None
+) -> Pictures:
+    """Judged rows of a head run on a map, and images that say what its head does not know."""
+    if store is None:
+        return Pictures([], [], problem, None, problem)
+    maps: list[tuple[str, TokenMap, list[Panel]]] = []
+    examples, map_problem, example_problem = None, "", ""
+    dev_rows = read_config(run).get("head", {}).get("dev_rows", 0) or told["rows"]["judged"]
+    try:
+        judged, evaluation = judged_store(told, store, stores)
+        drawn = map_tokens(run, told | {"evaluation": evaluation}, judged, most=most, dev_rows=dev_rows)
+        maps = [("", drawn, token_panels(drawn))]
+    except CspipeError as error:
+        return Pictures([], [], str(error), None, str(error))
+    try:
+        judging = told | {"evaluation": evaluation}
+        examples = find_examples(run, judging, judged, dev_rows=dev_rows, data_dir=data_dir)
+    except CspipeError as error:
+        example_problem = str(error)
+    return Pictures(maps, class_legend(drawn), map_problem, examples, example_problem)
+
+
+def tuned_pictures(
+    run: Path, told: Report, store: Store | None, problem: str, stores: Path, most: int, data_dir: Path | None
+) -> Pictures:
+    """Judged rows before and after fine-tuning."""
+    try:
+        if store is None:
+            return Pictures([], [], problem, None, "")
+        before, after = map_tuned(run, told, store, data_dir=data_dir)
+    except CspipeError as error:
+        return Pictures([], [], str(error), None, "")
+    maps = [(when, drawn, token_panels(drawn)) for when, drawn in (("Before", before), ("After", after))]
+    return Pictures(maps, class_legend(before), "", None, "")
 
 
 def find(told: Report, stores: Path) -> tuple[Store | None, str]:
@@ -186,7 +213,14 @@ def change_rows(told: Report) -> list[tuple[str, str, str]]:
         ("Accuracy", verdicts.percent(told["accuracy_before"]), verdicts.percent(told["accuracy_after"])),
         ("Images right", right[0], right[1]),
     ]
-    return rows if told["cka"] is None else [*rows, ("CKA with the frozen tokens", "1", f"{told['cka']:.3f}")]
+    if told["cka"] is not None:
+        rows += [("CKA with the frozen tokens", "1", f"{told['cka']:.3f}")]
+    names = {"knn_overlap": "Nearest neighbours shared", "cosine": "Cosine with the frozen tokens"}
+    rows += [(words, "1", f"{told[name]:.3f}") for name, words in names.items() if told.get(name) is not None]
+    if kept := told.get("kept"):
+        what = f"Neighbours on {kept['images']:,} images of {kept['dataset']}"
+        rows += [(what, verdicts.percent(kept["frozen"]), verdicts.percent(kept["tuned"]))]
+    return rows
 
 
 def accuracy_plot(told: Report) -> Markup:
@@ -238,17 +272,3 @@ def token_panels(drawn: TokenMap) -> list[Panel]:
         ))
         for name, place_N2, same in drawn.spaces
     ]  # fmt: skip
-
-
-def make_confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Confusion:
-    """Counts with the share of their row; the pairs confused most, at most `CONFUSED_PAIRS`."""
-    count_KK = np.asarray(counts)
-    share_KK = count_KK / np.maximum(count_KK.sum(1, keepdims=True), 1)
-    few = len(names) <= plots.CLASSES_WITH_NAMES
-    cells = [[(int(n), round(float(s) ** 0.5, 2)) for n, s in zip(*row, strict=True)]
-             for row in zip(count_KK, share_KK, strict=True)] if few else []  # fmt: skip
-    wrong_KK = np.where(np.eye(len(names), dtype=bool), 0, count_KK)
-    worst = np.argsort(-wrong_KK, axis=None, kind="stable")[:CONFUSED_PAIRS]
-    pairs = [(names[i], names[j], int(wrong_KK[i, j]), verdicts.percent(float(share_KK[i, j])))
-             for i, j in zip(*np.unravel_index(worst, wrong_KK.shape), strict=True) if wrong_KK[i, j]]  # fmt: skip
-    return Confusion(list(names), cells, pairs)

@@ -56,7 +56,7 @@ def run_suggest(common: Common, config: Config, run: Path | None, count: int, ou
             writer.writerow((told["row"], *names, f"{told['probability']:.4f}", ""))
     return {
         "run": str(saved.path.parent.parent), "store": str(store.path), "class_names": store.class_names,
-        "rows": found, "out": str(out), "next": f"cspipe head --labels-from {out}",
+        "images": store.attributes["sources"].get("data"), "rows": found, "out": str(out), "next": f"cspipe head --labels-from {out}",
     }  # fmt: skip
 
 
@@ -81,5 +81,7 @@ def print_suggest(document: Document) -> None:
     """The rows, and what to do with them."""
     rows = [(told["row"], told["path"], told["guess"], told["probability"]) for told in document["rows"]]
     print_table("images to label", ("row", "path", "guess", "probability"), rows)
+    if document["images"]:
+        print(plain(f"The paths are of {document['images']}."))
     print(plain(f"Fill in the column label of {document['out']} ({', '.join(document['class_names'])}), then run"))
     print(plain(document["next"]))

@@ -28,14 +28,14 @@ def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output; cells are text, never markup. Numbers are set to the right."""
-    table = Table(title=Text(plain(title)), title_justify="left", header_style="bold")
+    """A title and a table on standard output; cells are text, never markup. Numbers are set to the right."""
+    table = Table(header_style="bold")
     for number, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell(value))) for value in row))
-    Console().print(table)
+    Console().print(Text(plain(title), style="italic"), table, sep="\n")
 
 
 def cell(value: object) -> str:

@@ -6,7 +6,7 @@ Legend: `N` rows, `D` token width.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 
+if TYPE_CHECKING:
+    from cspipe.headtrain.heads import Head
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 FEWEST_ROWS = 10
 NEIGHBOURS = 10
+PLACED = 5_000
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,45 @@ def map_tokens(run: Path, told: dict[str, Any], store: Store, *, most: int, dev_
     Raises:
         CspipeError: no such head, a damaged store, or too few rows; the message can be shown.
     """
-    import torch
-
     from cspipe.headtrain import load_head
 
     saved = load_head(run / "heads" / "content-style-0.safetensors")
     token_ND, label_N = judged_rows(store, told["evaluation"], dev_rows, most)
+    return place_rows(saved.head, token_ND, label_N, told["class_names"])
+
+
+def place_rows(head: "Head", token_ND: Floats, label_N: Ints, class_names: list[str]) -> TokenMap:
+    """Rows by their tokens, and by what a head makes of them.
+
+    Raises:
+        SettingError: too few rows have a label.
+    """
+    import torch
+
     if (label_N >= 0).sum() < FEWEST_ROWS:
         raise SettingError(f"{(label_N >= 0).sum()} labelled rows are too few for a picture.")
-    with torch.no_grad():
-        content_NK, style_NS = saved.head.encode(torch.from_numpy(token_ND))
+    content_NK, style_NS = head.encode(torch.from_numpy(token_ND))
     named = {"[CLS] tokens": token_ND, "content": content_NK.numpy(), "style": style_NS.numpy()}
     spaces = [(name, tsne(value_NX), agreement(value_NX, label_N)) for name, value_NX in named.items()]
-    return TokenMap(spaces, label_N, told["class_names"])
+    return TokenMap(spaces, label_N, class_names)
 
 
 def judged_rows(store: Store, evaluation: str, dev_rows: int, most: int) -> tuple[Floats, Ints]:
     """Tokens `(N, D)` and classes of test rows, of dev rows, or after cross-validation of all training rows."""
-    split = store["test" if evaluation == "test" else "train"]
-    label_M = split.label()
+    name, at_N = judged_places(store, evaluation, dev_rows, most)
+    return store[name].embedding()[at_N].astype(np.float32), store[name].label()[at_N]
+
+
+def judged_places(store: Store, evaluation: str, dev_rows: int, most: int) -> tuple[str, Ints]:
+    """Name of the split that was judged, and the positions `(N,)` of those rows in it."""
+    name = "test" if evaluation == "test" else "train"
+    label_M = store[name].label()
     at = np.arange(len(label_M))[-dev_rows if evaluation == "dev" else 0 :]
     known, unknown = at[label_M[at] >= 0], at[label_M[at] < 0]
     chosen = spaced(known, most)
     if evaluation == "cross-validation":
         chosen = np.sort(np.concatenate([chosen, spaced(unknown, most - len(chosen))]))
-    return split.embedding()[chosen].astype(np.float32), label_M[chosen]
+    return name, chosen
 
 
 def spaced(rows: Ints, most: int) -> Ints:
@@ -117,22 +135,35 @@ def agreement(value_ND: Floats, label_N: Ints) -> float:
     return float((label_N[near.kneighbors(return_distance=False)] == label_N[:, None]).mean())
 
 
-def tsne(value_ND: Floats) -> Floats:
+def tsne(value_ND: Floats, *, threads: int = 1) -> Floats:
     """Two dimensions `(N, 2)` by t-SNE (van der Maaten and Hinton 2008), from a fixed start.
 
-    Wide rows are put on their first 50 principal components first, as its authors do.
+    Wide rows are put on their first 50 principal components first, as its authors do. Of more than `PLACED` rows so
+    many are placed, evenly spaced, and each other one among its ten nearest of them, weighted as t-SNE weighs them.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+    from openTSNE import TSNE  # type: ignore[import-untyped]
 
     rows, width = value_ND.shape
-    value_ND = value_ND - value_ND.mean(0)
-    if width > 50:
-        value_ND = PCA(min(50, rows - 1), random_state=0).fit_transform(value_ND)
+    value_ND = principal(value_ND - value_ND.mean(0))
+    at = spaced(np.arange(rows), PLACED)
     start = "pca" if width > 1 and float(value_ND.std()) > 0 else "random"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made: Floats = TSNE(
-            init=start, perplexity=min(30.0, (rows - 1) / 3), max_iter=500, random_state=0, n_jobs=1
-        ).fit_transform(value_ND.astype(np.float32))
-    return made
+        placed = TSNE(
+            initialization=start, perplexity=min(30.0, (len(at) - 1) / 3), n_iter=400, random_state=0, n_jobs=threads
+        ).fit(value_ND[at])
+        made_N2 = np.empty((rows, 2), np.float32)
+        made_N2[at] = placed
+        if len(at) < rows:
+            others = np.setdiff1d(np.arange(rows), at)
+            made_N2[others] = placed.prepare_partial(value_ND[others], initialization="weighted", k=NEIGHBOURS)
+    return made_N2
+
+
+def principal(value_ND: Floats, most: int = 50) -> Floats:
+    """Centred rows on their first `most` principal components `(N, min(D, most))`."""
+    if value_ND.shape[1] <= most:
+        return value_ND
+    components_DP = np.linalg.eigh(value_ND.T @ value_ND)[1][:, : -most - 1 : -1]
+    turned_NP: Floats = value_ND @ components_DP
+    return turned_NP
