@@ -90,12 +90,20 @@ def print_head(document: Document) -> None:
     judged = document["rows"]["judged"]
     where = document["test_dataset"] or document["evaluation"]
     title = (
-        f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, {splits} split{'s' if splits > 1 else ''}, "
-        f"accuracy on {judged} rows ({where})"
+        f"{document['backbone']} on {document['dataset']}, {document['labels']} labels, "
+        f"{splits} split{'s' if splits > 1 else ''}, accuracy on {judged} rows ({where})"
     )
     print_table(title, ("method", "accuracy", "95 % interval", "content-style minus it", "95 % interval"), rows)
     if splits == 1:
         print("no intervals: all labels are used, or one split was asked for; --labels N with --seeds draws several")
+    told = document.get("clusters")
+    if told and told["left_out"]:
+        lowest = min(value for value in told["agreement"].values() if value is not None)
+        print(
+            f"Rows that lie together are often of other classes here (agreement {lowest:.2f}, {told['least']:.2f} is "
+            f"wanted): on {len(told['left_out'])} of {len(told['agreement'])} splits content-style left out the terms "
+            "that rely on it."
+        )
     print(f"{document['run']}  {document['seconds']} s")
 
 

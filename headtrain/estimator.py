@@ -21,10 +21,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from cspipe.headtrain.calibration import best_temperature, held_out, without
+from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
-from cspipe.headtrain.settings import ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
+from cspipe.headtrain.settings import ClusterTerms, ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
 from cspipe.store.errors import SettingError
 
 Floats = NDArray[np.float64]
@@ -58,8 +59,8 @@ class ContentStyleClassifier(
 
     Args:
         components, scale_floor, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y, lambda_yy,
-            lambda_mix, mix_temperature, entropy_weight, prior, prior_given, steps, batch, labelled_batch, lr, lr_end:
-            see `HeadSettings`, whose defaults they have.
+            lambda_mix, mix_temperature, cluster_terms, entropy_weight, prior, prior_given, steps, batch,
+            labelled_batch, lr, lr_end: see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
             is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.1),
@@ -109,6 +110,7 @@ class ContentStyleClassifier(
         lambda_y: float = HeadSettings.lambda_y,
         lambda_yy: float = HeadSettings.lambda_yy,
         lambda_mix: float = HeadSettings.lambda_mix,
+        cluster_terms: ClusterTerms = HeadSettings.cluster_terms,
         mix_temperature: float = HeadSettings.mix_temperature,
         entropy_weight: float = HeadSettings.entropy_weight,
         prior: Prior = HeadSettings.prior,
@@ -124,7 +126,7 @@ class ContentStyleClassifier(
     ) -> None:
         self.components, self.scale_floor, self.hidden, self.style = components, scale_floor, hidden, style
         self.content_term, self.style_term, self.entropy_weight = content_term, style_term, entropy_weight
-        self.lambda_mix, self.mix_temperature = lambda_mix, mix_temperature
+        self.lambda_mix, self.mix_temperature, self.cluster_terms = lambda_mix, mix_temperature, cluster_terms
         self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy = lambda_c, lambda_s, lambda_y, lambda_yy
         self.prior, self.prior_given = prior, prior_given
         self.steps, self.batch, self.labelled_batch = steps, batch, labelled_batch
@@ -153,6 +155,7 @@ class ContentStyleClassifier(
         label_N[labelled] = label_L
         task = HeadTask(labelled, np.arange(len(rows)), training_seed(self.random_state),
                         task_prior(rows, labelled, label_L, settings, len(classes)))  # fmt: skip
+        settings = settings_for(rows, labelled, label_L, settings)
         held = held_out(label_L, task.seed) if self.calibrate else np.empty(0, np.int64)
         tasks = [task, without(task, labelled[held])] if len(held) else [task]
         fit = fit_heads(rows, torch.from_numpy(label_N), tasks, settings, classes=len(classes), device=device)
@@ -267,6 +270,14 @@ def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: Head
         settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=token_ND[labelled], label_L=label_L,
         classes=classes,
     )  # fmt: skip
+
+
+def settings_for(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings) -> HeadSettings:
+    """The settings, without cluster terms where the labelled rows do not bear clusters out."""
+    if not settings.asks_for_clusters:
+        return settings
+    found = measure_agreement(rows, labelled, label_L, np.arange(len(rows)), floor=settings.scale_floor)
+    return settings if found is None or found >= LEAST_AGREEMENT else settings.without_clusters()
 
 
 def for_prediction(head: Head) -> Head:

@@ -9,12 +9,13 @@ import numpy as np
 
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import ChunkedTokens, available_bytes, check_streamed, resident_bytes
+from cspipe.headtrain.clusters import LEAST_AGREEMENT
 from cspipe.headtrain.diagnostics import diagnose
 from cspipe.headtrain.evaluate import paired, summarise
 from cspipe.headtrain.headfile import save_head
 from cspipe.headtrain.labelfile import read_labels
 from cspipe.headtrain.rows import Draw, Ints, Labels, StudyRows, labelled_positions, read_rows
-from cspipe.headtrain.settings import DEFAULT_METHODS, MAIN_METHOD, HeadSettings
+from cspipe.headtrain.settings import DEFAULT_METHODS, MAIN_METHOD, HeadSettings, method_settings
 from cspipe.headtrain.shift import judge_elsewhere
 from cspipe.headtrain.study import METHODS, Memory, OnProgress, Outcome, Study, Trial, make_trials
 from cspipe.store import open_store
@@ -93,7 +94,7 @@ def run_head(
     document = {
         **{name: card[name] for name in ("store", "backbone", "dataset", "test_dataset", "test_store")},
         "labels": len(next(iter(splits.values()))), "given_labels": len(given), **findings(study, outcomes),
-        "diagnostics": diagnostics,
+        "diagnostics": diagnostics, "clusters": clusters_found(study, methods),
         "split_hash": {str(seed): split_hash(rows.row_id_N[labelled]) for seed, labelled in splits.items()},
         "run": str(run), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
@@ -129,6 +130,23 @@ def findings(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "confusion": {outcome.method: outcome.confusion.tolist() for outcome in outcomes},
         "restarts": {outcome.method: count_restarts(outcome) for outcome in outcomes if outcome.metrics},
     }  # fmt: skip
+
+
+def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | None:
+    """How far classes lie together by each split's labelled rows, and the splits where it was not relied on.
+
+    None where nothing relies on it. In cross-validation the lowest of a split's folds counts.
+    """
+    settings = method_settings(MAIN_METHOD, study.settings)
+    if MAIN_METHOD not in methods or not settings.asks_for_clusters:
+        return None
+    found: dict[str, float | None] = {}
+    for trial in study.trials:
+        told, seed = study.agreement(settings, trial), str(trial.split_seed)
+        known = [value for value in (found.get(seed), told) if value is not None]
+        found[seed] = min(known, default=None)
+    left_out = [seed for seed, told in found.items() if told is not None and told < LEAST_AGREEMENT]
+    return {"agreement": found, "least": LEAST_AGREEMENT, "left_out": left_out}
 
 
 def count_restarts(outcome: Outcome) -> int:
@@ -183,7 +201,7 @@ def save_heads(
         if study.rows.evaluation == "cross-validation":
             seed, labelled = next(iter(splits.items()))
             whole = [Trial(seed, labelled, every, None, first)]
-            kept = list(zip(whole, study.fit(outcome.method, whole).heads, strict=True))
+            kept = list(zip(whole, study.fit(outcome.method, whole)[0], strict=True))
         by_seed = {row["split_seed"]: row["accuracy"] for row in outcome.results if row["train_seed"] == first}
         for trial, head in kept:
             if trial.train_seed != first:

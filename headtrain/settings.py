@@ -12,6 +12,7 @@ from cspipe.store.errors import SettingError, unknown_name
 ContentTerm = Literal["entropy", "adversarial"]
 StyleTerm = Literal["adversarial", "gaussian", "mmd"]
 Norm = Literal["layer", "batch"]
+ClusterTerms = Literal["measured", "always"]
 Estimator = Literal["nonsaturating", "kl"]
 Prior = Literal["uniform", "given", "labelled", "estimated"]
 
@@ -41,6 +42,8 @@ class HeadSettings:
         lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. What is mixed
             are augmented views of the rows where the store holds some, and the rows themselves where it does not.
         mix_temperature: sharpens the contents that L_mix follows; 1 leaves them.
+        cluster_terms: `measured` leaves out the terms that take it for granted that rows which lie together are of one
+            class (D_c and L_mix) where the labelled rows do not bear it out, see `clusters`; `always` never does.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
         prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
@@ -64,6 +67,7 @@ class HeadSettings:
     lambda_yy: Weight = 3.0
     lambda_mix: Weight = 1.0
     mix_temperature: Annotated[float, Gt(0)] = 0.5
+    cluster_terms: ClusterTerms = "measured"
     views: Annotated[int, Ge(0)] = 64
     entropy_weight: Weight = 0.6
     prior: Prior = "uniform"
@@ -80,13 +84,22 @@ class HeadSettings:
         """True where at least one term looks at unlabelled rows."""
         return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy, self.lambda_mix) > 0
 
+    @property
+    def asks_for_clusters(self) -> bool:
+        """True where it must be measured whether rows that lie together are of one class."""
+        return self.cluster_terms == "measured" and max(self.lambda_c, self.lambda_mix) > 0
+
+    def without_clusters(self) -> "HeadSettings":
+        """The same on the whole token, without the terms that need such clusters."""
+        return replace(self, components=0, lambda_c=0.0, lambda_mix=0.0)
+
 
 HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style": {},
     "content-style-paper": {
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
-        "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
     },
     "supervised": {
         "components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0,

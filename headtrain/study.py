@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
 from cspipe.headtrain.chunked import resident
+from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
@@ -103,11 +104,13 @@ class Memory:
         rows: of the trial at hand, with their graph of nearest neighbours.
         answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
         priors: class priors, by their kind and labelled rows.
+        agreements: what `measure_agreement` found, by its scale and labelled rows.
     """
 
     rows: dict[object, SharedRows] = field(default_factory=dict)
     answers: dict[object, Answers] = field(default_factory=dict)
     priors: dict[object, NDArray[np.float64]] = field(default_factory=dict)
+    agreements: dict[object, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,19 +135,29 @@ class Study:
     def run(self, method: str) -> Outcome:
         """One method on every trial; folds of a split are pooled, so that each row is judged once."""
         if method in HEAD_METHODS:
-            fit = self.fit(method, self.trials)
-            pairs = zip(fit.heads, self.trials, strict=True)
+            heads, metrics = self.fit(method, self.trials)
+            pairs = zip(heads, self.trials, strict=True)
             answers = [self.answers(trial, head.probabilities(self.judged_tokens(trial))) for head, trial in pairs]
-            metrics = metric_records(method, fit, self.trials)
-            heads = fit.heads
         else:
             answers, metrics, heads = list(self.baseline(method)), [], []
         results, counts = self.judge(method, answers)
         return Outcome(method, results, Answers.pool(answers), counts, metrics, heads)
 
-    def fit(self, method: str, trials: Sequence[Trial]) -> Fit:
-        """Trains the heads of one method."""
-        settings = method_settings(method, self.settings)
+    def fit(self, method: str, trials: Sequence[Trial]) -> tuple[list[Head], list[dict[str, Any]]]:
+        """Trains the heads of one method: a head a trial, and metric records; heads of the same settings at once."""
+        asked = method_settings(method, self.settings)
+        chosen = [self.settings_of(asked, trial) for trial in trials]
+        heads: dict[int, Head] = {}
+        records: list[dict[str, Any]] = []
+        for settings in dict.fromkeys(chosen):
+            places = [place for place, each in enumerate(chosen) if each == settings]
+            fit = self.fit_at_once(method, settings, [trials[place] for place in places])
+            heads |= dict(zip(places, fit.heads, strict=True))
+            records += metric_records(method, fit, trials, places)
+        return [heads[place] for place in range(len(trials))], records
+
+    def fit_at_once(self, method: str, settings: HeadSettings, trials: Sequence[Trial]) -> Fit:
+        """Trains heads of the same settings."""
 
         def told(step: int) -> None:
             if self.on_progress:
@@ -155,6 +168,23 @@ class Study:
             self.rows.token_ND, torch.from_numpy(self.rows.label_N), tasks, settings, classes=self.rows.classes,
             view_VND=self.rows.view_VND, device=self.device, on_step=told,
         )  # fmt: skip
+
+    def settings_of(self, settings: HeadSettings, trial: Trial) -> HeadSettings:
+        """The settings, or those without cluster terms where the trial's labelled rows do not bear clusters out."""
+        if not settings.asks_for_clusters:
+            return settings
+        found = self.agreement(settings, trial)
+        return settings if found is None or found >= LEAST_AGREEMENT else settings.without_clusters()
+
+    def agreement(self, settings: HeadSettings, trial: Trial) -> float | None:
+        """How far classes lie together, by the trial's own labelled rows; None where there are too few others."""
+        key = (settings.scale_floor, *rows_of(trial))
+        if key not in self.memory.agreements:
+            self.memory.agreements[key] = measure_agreement(
+                self.rows.token_ND, trial.labelled, self.rows.label_N[trial.labelled], trial.unlabelled,
+                floor=settings.scale_floor,
+            )  # fmt: skip
+        return self.memory.agreements[key]
 
     def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
         """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
@@ -246,11 +276,14 @@ def same_split(one: Trial, other: Trial) -> bool:
     return (one.split_seed, one.train_seed) == (other.split_seed, other.train_seed)
 
 
-def metric_records(method: str, fit: Fit, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """History as one record a head and moment."""
+def metric_records(
+    method: str, fit: Fit, trials: Sequence[Trial], places: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """History as one record a head and moment; `places` of the fit's heads among the trials, all where it is None."""
     records = []
-    for head, trial in enumerate(trials):
-        fold = sum(same_split(trial, before) for before in trials[:head])
+    for head, place in enumerate(range(len(trials)) if places is None else places):
+        trial = trials[place]
+        fold = sum(same_split(trial, before) for before in trials[:place])
         named = {"method": method, "split_seed": trial.split_seed, "train_seed": trial.train_seed, "fold": fold}
         for moment in fit.history:
             values = {name: float(value[head]) for name, value in moment.items() if name != "step"}

@@ -1,0 +1,108 @@
+"""Whether classes lie together, and what a study and the estimator do where they do not."""
+
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
+from cspipe.headtrain.estimator import ContentStyleClassifier
+from cspipe.headtrain.rows import labelled_positions, read_rows
+from cspipe.headtrain.settings import HeadSettings, method_settings
+from cspipe.headtrain.study import Memory, Study, make_trials
+
+CLASSES = 3
+Rows = namedtuple("Rows", "token label")
+
+
+def tokens(seed, *, together, rows=400):
+    """Rows whose class decides the cluster, or a weak direction across clusters that tell nothing of it."""
+    generator = np.random.default_rng(seed)
+    label_N, nuisance_N = generator.integers(0, CLASSES, rows), generator.integers(0, 4, rows)
+    centre = np.random.default_rng(0).standard_normal((4, 20)) * 4
+    token_ND = generator.standard_normal((rows, 20)) + centre[label_N if together else nuisance_N]
+    if not together:
+        token_ND[:, :CLASSES] += 1.5 * np.eye(CLASSES)[label_N]
+    return token_ND.astype(np.float32), label_N
+
+
+def measured(token_ND, label_N, labels=60):
+    """The agreement with the first rows labelled."""
+    at = np.arange(labels)
+    return measure_agreement(torch.from_numpy(token_ND), at, label_N[at], np.arange(len(label_N)), floor=1.0)
+
+
+def test_agreement_is_high_where_classes_lie_together_and_low_where_something_else_does():
+    assert measured(*tokens(1, together=True)) > 0.9
+    assert measured(*tokens(1, together=False)) < LEAST_AGREEMENT
+
+
+def test_agreement_is_the_same_each_time_and_does_not_look_at_hidden_labels():
+    token_ND, label_N = tokens(2, together=False)
+    hidden = label_N.copy()
+    hidden[60:] = -1
+    assert measured(token_ND, label_N) == measured(token_ND, hidden) == measured(token_ND, label_N)
+
+
+def test_too_few_other_rows_tell_nothing():
+    token_ND, label_N = tokens(1, together=True, rows=70)
+    assert measured(token_ND, label_N) is None
+
+
+def test_settings_without_clusters_keep_reconstruction_and_style():
+    left = HeadSettings().without_clusters()
+    assert (left.lambda_c, left.lambda_mix, left.components) == (0, 0, 0)
+    assert left.lambda_yy == HeadSettings().lambda_yy and left.lambda_s == HeadSettings().lambda_s
+    assert not left.asks_for_clusters and left.semi_supervised
+    assert not method_settings("supervised", HeadSettings()).asks_for_clusters
+    assert not method_settings("content-style-paper", HeadSettings()).asks_for_clusters
+
+
+@pytest.fixture
+def study(make_store, quick):
+    """A study of 3 splits on rows that do or do not lie together."""
+
+    def make(together, **changes):
+        parts = {name: Rows(*tokens(seed, together=together)) for seed, name in enumerate(("train", "test"))}
+        rows = read_rows(make_store(parts))
+        splits = labelled_positions(rows, 60, 3, "balanced")
+        settings = replace(quick, steps=20, **changes)
+        return Study(rows, make_trials(rows, splits), settings, "cpu", None, Memory())
+
+    return make
+
+
+@pytest.mark.parametrize(("together", "changes", "mixes"), [
+    (True, {}, True), (False, {}, False), (False, {"cluster_terms": "always"}, True),
+])  # fmt: skip
+def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, together, changes, mixes):
+    made = study(together, **changes)
+    outcome = made.run("content-style")
+    assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [mixes] * 3
+    assert ({"L_mix", "D_c"} <= outcome.metrics[-1].keys()) is mixes
+    assert len(made.memory.agreements) == (0 if changes else 3)
+
+
+def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatch):
+    told = iter([0.9, 0.1, 0.9])
+    monkeypatch.setattr("cspipe.headtrain.study.measure_agreement", lambda *_, **__: next(told))
+    made = study(True)
+    outcome = made.run("content-style")
+    assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [True, False, True]
+    assert [row["split_seed"] for row in outcome.results] == [0, 1, 2]
+    mixed = {record["split_seed"] for record in outcome.metrics if "L_mix" in record}
+    assert mixed == {0, 2} and {record["split_seed"] for record in outcome.metrics} == {0, 1, 2}
+    alone = Study(made.rows, made.trials[1:2], made.settings, "cpu", None, Memory())
+    monkeypatch.setattr("cspipe.headtrain.study.measure_agreement", lambda *_, **__: 0.1)
+    assert alone.run("content-style").results[0]["accuracy"] == outcome.results[1]["accuracy"]
+
+
+def test_the_estimator_leaves_them_out_too():
+    for together in (True, False):
+        token_ND, label_N = tokens(3, together=together)
+        y = label_N.copy()
+        y[60:] = -1
+        fitted = ContentStyleClassifier(steps=20, random_state=0).fit(token_ND, y)
+        assert (fitted.head_.settings.lambda_mix > 0) is together
