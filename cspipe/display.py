@@ -101,8 +101,8 @@ def print_head(document: Document) -> None:
         lowest = min(value for value in told["agreement"].values() if value is not None)
         print(
             f"Rows that lie together are often of other classes here (agreement {lowest:.2f}, {told['least']:.2f} is "
-            f"wanted): on {len(told['left_out'])} of {len(told['agreement'])} splits content-style left out the terms "
-            "that rely on it."
+            f"wanted): on {len(told['left_out'])} of {len(told['agreement'])} splits content-style learned from the "
+            "labelled rows alone."
         )
     print(f"{document['run']}  {document['seconds']} s")
 

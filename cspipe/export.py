@@ -18,7 +18,7 @@ from cspipe.config import Config
 from cspipe.extract.embed import probe_image
 from cspipe.extract.images import to_uint8
 from cspipe.finetune.make_model import model_folder
-from cspipe.finetune.model_card import USE_ONNX, card_text
+from cspipe.finetune.model_card import card_text
 from cspipe.finetune.model_directory import (
     BACKBONE,
     CARD,
@@ -29,6 +29,7 @@ from cspipe.finetune.model_directory import (
     read_config,
 )  # fmt: skip
 from cspipe.headtrain.runs import write_atomic, write_json
+from cspipe.onnx_use import use_onnx
 from cspipe.stages import calm
 from cspipe.store.errors import MissingDataError, SettingError, StoreError
 from cspipe.terminal import message, print_table
@@ -93,7 +94,7 @@ def export(
     partial.mkdir(parents=True)
     try:
         told = {} if kind == "safetensors" else write_network(load_model(folder, weights=weights), partial, say)
-        copy_facts(folder, partial, USE_ONNX if kind == "onnx" else None)
+        copy_facts(folder, partial, onnx=kind == "onnx")
         if to.exists():
             shutil.rmtree(to)
         partial.replace(to)
@@ -116,13 +117,13 @@ def check_target(to: Path, fresh: bool) -> None:
     read_config(to)
 
 
-def copy_facts(folder: Path, to: Path, use: str | None) -> None:
+def copy_facts(folder: Path, to: Path, *, onnx: bool) -> None:
     """Card, configuration and, without ONNX, all other files; no path of this machine goes along."""
     config = read_config(folder)
     config["weights"] = config["weights"] | {"path": None}
     write_json(to / CONFIG, config)
-    write_atomic(to / CARD, card_text(config) if use is None else card_text(config, use))
-    for name in (HEAD, BACKBONE) if use is None else ():
+    write_atomic(to / CARD, card_text(config, use_onnx(config)) if onnx else card_text(config))
+    for name in () if onnx else (HEAD, BACKBONE):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, to / name)
 

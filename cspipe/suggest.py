@@ -56,7 +56,8 @@ def run_suggest(common: Common, config: Config, run: Path | None, count: int, ou
             writer.writerow((told["row"], *names, f"{told['probability']:.4f}", ""))
     return {
         "run": str(saved.path.parent.parent), "store": str(store.path), "class_names": store.class_names,
-        "images": store.attributes["sources"].get("data"), "rows": found, "out": str(out), "next": f"cspipe head --labels-from {out}",
+        "images": store.attributes["sources"].get("data"), "rows": found, "out": str(out),
+        "next": f"cspipe head --labels-from {out}",
     }  # fmt: skip
 
 

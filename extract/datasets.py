@@ -3,6 +3,7 @@
 Listing is cheap: nothing is decoded before it is needed, and a split hands out one image at a time.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -170,4 +171,6 @@ def load_dataset(wanted: str | Path | DatasetSpec, *, data_dir: Path | None = No
     if len(Path(name).parts) > 1 or Path(name).suffix in (".csv", ".npz", ".tar"):
         raise MissingDataError(f"nothing at {candidates[0]}: give {_KINDS}, or a data set's name")
     error = unknown_name("dataset", name, DATASETS)
-    raise UnknownNameError(f"{error} A folder of images works too, but there is none at {name}.")
+    near = difflib.get_close_matches(name, [path.name for path in Path().iterdir() if path.is_dir()], n=1)
+    meant = f": did you mean the folder {near[0]}?" if near else "."
+    raise UnknownNameError(f"{error} A folder of images works too, but there is none at {name}{meant}")

@@ -21,25 +21,6 @@ print(model.class_names[probability.argmax()], probability.max())
 
 For many images: `cspipe predict FOLDER IMAGES --out answers.csv`."""
 
-USE_ONNX = """```python
-import json
-
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-config = json.load(open("config.json"))
-side = config["image_px"]
-image = Image.open("image.png").convert("RGB").resize((side, side), Image.Resampling.BICUBIC)  # see "transform"
-pixels = np.asarray(image).transpose(2, 0, 1)[None]  # uint8, (1, 3, height, width)
-session = onnxruntime.InferenceSession("model.onnx")
-(probability,) = session.run(["probabilities"], {"pixels": pixels})[0]
-print(config["class_names"][probability.argmax()], probability.max())
-```
-
-The network takes uint8 pixels of exactly that side and normalises them itself. What comes before is in `config.json`
-under `transform`; a square image needs the resizing alone."""
-
 
 ABOUT = """An image classifier: a content-style head on a vision foundation model, trained from few labels and many
 unlabelled images."""

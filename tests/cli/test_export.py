@@ -15,6 +15,7 @@ from cspipe.export import Pixels, example_pixels
 from cspipe.finetune.make_model import model_folder
 from cspipe.finetune.model_card import as_text, card_text, sampling_interval
 from cspipe.finetune.model_directory import load_model
+from cspipe.onnx_use import use_onnx
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,29 @@ def test_the_example_of_the_card_runs_as_it_stands(document, places, head_run, t
     exec(example_of((folder / "README.md").read_text()), {})
     name, probability = capsys.readouterr().out.split()
     assert name in [str(digit) for digit in range(10)] and 0.1 <= float(probability) <= 1
+
+
+@pytest.mark.parametrize("size", [(90, 60), (61, 200), (112, 112)])
+def test_the_example_of_the_onnx_card_prepares_an_image_as_the_model_does(size, model, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    (tmp_path / "config.json").write_text(json.dumps(model.config))
+    before_network = example_of(use_onnx(model.config)).split("session =")[0]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(before_network, names)
+    expected = np.asarray(model.backbone.geometry(Image.fromarray(pixels))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(names["pixels"][0], expected)
+
+
+def test_the_onnx_card_of_an_unknown_geometry_says_that_the_example_is_not_all(model):
+    odd = model.config | {"transform": "upright by EXIF; RGB; Pad(4); pixel / 255"}
+    assert "in place of the resizing above" in use_onnx(odd)
+    squashed = (
+        "RGB; both sides to 224 x 224 px whatever the shape, bilinear on 8-bit pixels with antialias; pixel / 255"
+    )
+    told = use_onnx(model.config | {"image_px": 224, "transform": squashed})
+    assert "resize((side, side), Image.Resampling.BILINEAR)\n" in told and "in place of" not in told
 
 
 def test_the_card_is_laid_out_as_the_hub_expects(document, places, head_run, tmp_path):

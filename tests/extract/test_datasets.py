@@ -150,6 +150,13 @@ def test_a_name_that_is_neither_data_set_nor_folder_names_the_nearest_and_mentio
         load_dataset(tmp_path / "gone")
 
 
+def test_a_misspelt_folder_is_answered_with_the_one_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "textiles").mkdir()
+    with pytest.raises(UnknownNameError, match=r"none at textile: did you mean the folder textiles\?$"):
+        load_dataset("textile")
+
+
 def test_the_registry_names_every_data_set_by_its_own_name_and_says_what_is_known():
     for name, spec in DATASETS.items():
         assert spec.name == name

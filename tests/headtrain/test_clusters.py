@@ -51,11 +51,10 @@ def test_too_few_other_rows_tell_nothing():
     assert measured(token_ND, label_N) is None
 
 
-def test_settings_without_clusters_keep_reconstruction_and_style():
+def test_settings_without_clusters_are_those_of_a_supervised_head():
     left = HeadSettings().without_clusters()
-    assert (left.lambda_c, left.lambda_mix, left.components) == (0, 0, 0)
-    assert left.lambda_yy == HeadSettings().lambda_yy and left.lambda_s == HeadSettings().lambda_s
-    assert not left.asks_for_clusters and left.semi_supervised
+    assert left == method_settings("supervised", HeadSettings())
+    assert not left.asks_for_clusters and not left.semi_supervised
     assert not method_settings("supervised", HeadSettings()).asks_for_clusters
     assert not method_settings("content-style-paper", HeadSettings()).asks_for_clusters
 
