@@ -159,7 +159,7 @@ def imbalance(bench: Bench, seed: int = 0) -> tuple[Bench, list[Variant]]:
     share_K = SHARES_APART ** -np.linspace(0, 1, bench.rows.classes)
     share_K /= share_K.sum()
     rows = thinned(bench.rows, share_K, np.random.default_rng(seed))
-    settings = replace(bench.settings, prior="uniform", prior_given=())
+    settings = replace(bench.settings, prior="uniform", prior_given=(), cluster_terms="always")
     given = replace(settings, prior="given", prior_given=tuple(share_K.tolist()))
     variants = [
         Variant("supervised", method_settings("supervised", settings)),

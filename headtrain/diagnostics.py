@@ -102,13 +102,15 @@ def last_of_critics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last logged figures of the discriminators, mean over heads."""
     step = max((record["step"] for record in metrics), default=0)
     last = [record for record in metrics if record["step"] == step]
-    names = [name for name in (last[0] if last else ()) if name.startswith("critic_")]
-    means = {name: float(np.mean([record[name] for record in last])) for name in names}
+    names = dict.fromkeys(name for record in last for name in record if name.startswith("critic_"))
+    means = {name: float(np.mean([record[name] for record in last if name in record])) for name in names}
     return {name: value for name, value in means.items() if np.isfinite(value)}
 
 
 def leak_probes(study: Study, heads: Sequence[Head]) -> dict[str, dict[str, float] | None]:
     """Mean of both probes over the first heads, at most `PROBED_HEADS`; None where too few rows are judged.
+
+    Heads that learned from labelled rows alone have no style to look at.
 
     A probe is fitted on one random half of a head's judged rows, at most 2,000 of them, labels included, and scored on
     the other, at most as many. It is a diagnosis of the finished head, and no head learns from it.
@@ -119,7 +121,7 @@ def leak_probes(study: Study, heads: Sequence[Head]) -> dict[str, dict[str, floa
         label_M = study.rows.eval_label_M if trial.judged is None else study.rows.label_N[trial.judged]
         assert label_M is not None
         chosen = np.random.default_rng(0).permutation(len(label_M))[: 2 * PROBED_ROWS]
-        if len(chosen) < FEWEST_PROBED_ROWS:
+        if len(chosen) < FEWEST_PROBED_ROWS or not learns_style(head.settings):
             continue
         logits_MK, style_MS = head.encode(token_MD[torch.from_numpy(chosen)])
         style, content = style_MS.double().cpu().numpy(), logits_MK.double().softmax(-1).cpu().numpy()

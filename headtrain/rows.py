@@ -110,7 +110,8 @@ def read_rows(
                 "in mixed order. Use the test split, or more rows."
             )
     return StudyRows(
-        token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged, tuple(view), added, stored
+        token, label, row_id, eval_token, eval_label, evaluation, store.class_names, flagged, tuple(view), added,
+        stored if len(added) else None,
     )  # fmt: skip
 
 

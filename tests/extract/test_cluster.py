@@ -128,7 +128,7 @@ def _reversed(lane):
 
 
 def test_no_scheduler_and_no_worker_are_told_apart(requests, scheduler, tmp_path):
-    with pytest.raises(MissingDataError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(MissingDataError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         extract_all(requests, "digits", stores=tmp_path, scheduler="tcp://127.0.0.1:9", limit=4)
     with pytest.raises(SettingError, match="has no worker"):
         extract_all(requests, "digits", stores=tmp_path, scheduler=scheduler.scheduler_address, limit=4)

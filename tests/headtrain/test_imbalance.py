@@ -32,7 +32,8 @@ def study() -> Study:
     names = [str(number) for number in range(CLASSES)]
     rows = StudyRows(token_ND, label_N, np.arange(2000), judged_MD, judged_M, "test", names, 0)
     settings = HeadSettings(
-        components=0, hidden=32, style=6, discriminator=32, steps=300, batch=128, labelled_batch=25
+        components=0, hidden=32, style=6, discriminator=32, steps=300, batch=128, labelled_batch=25,
+        cluster_terms="always",
     )  # fmt: skip
     return Study(rows, make_trials(rows, labelled_positions(rows, LABELS, 3, "balanced")), settings, "cpu", None)
 
