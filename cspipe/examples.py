@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cspipe import verdicts
-from cspipe.finetune.images import reload_dataset
+from cspipe.extract.recorded import recorded_dataset
 from cspipe.headtrain import load_head
 from cspipe.store import Store
 from cspipe.terminal import plain
@@ -74,7 +74,7 @@ def find_examples(
     wrong_N = (label_N >= 0) & (label_N != guess_N)
     order = np.argsort(sure_N, kind="stable")
     wrong = order[::-1][wrong_N[order[::-1]]][:SHOWN]
-    read = image_reader(store, name, reload_dataset(store, data_dir))
+    read = image_reader(store, name, recorded_dataset(store, data_dir))
     paths, names = store[name].path(), told["class_names"]
 
     def example(row: int) -> Example:

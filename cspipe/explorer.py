@@ -20,7 +20,7 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cspipe.finetune.images import reload_dataset
+from cspipe.extract.recorded import recorded_dataset
 from cspipe.headtrain import load_head
 from cspipe.headtrain.headfile import SavedHead
 from cspipe.headtrain.runs import read_report, write_atomic
@@ -185,7 +185,7 @@ def on_grid(place_N2: Floats) -> Ints:
 def read_pictures(store: Store, rows: Rows, data_dir: Path | None, say: OnProgress) -> tuple[list[str], int, str]:
     """Sheets of thumbnails, the side of a tile in pixels, and why there are none where that is so."""
     try:
-        dataset = reload_dataset(store, data_dir)
+        dataset = recorded_dataset(store, data_dir)
         readers = {n: image_reader(store, name, dataset) for n, name in enumerate(rows.split_names)}
     except CspipeError as error:
         return [], 0, plain(str(error))

@@ -41,7 +41,7 @@ def image_reader(store: Store, split: str, dataset: Dataset) -> ReadImage:
     Args:
         store: where path and hash of each row are.
         split: name of the split.
-        dataset: the images, see `finetune.images.reload_dataset`.
+        dataset: the images, see `extract.recorded.recorded_dataset`.
 
     Raises:
         MissingDataError: the data set has no such split.

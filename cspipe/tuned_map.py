@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cspipe.finetune.images import reload_dataset
+from cspipe.extract.recorded import recorded_dataset
 from cspipe.finetune.model_directory import load_model, token_of
 from cspipe.headtrain import load_head
 from cspipe.store import Store
@@ -37,7 +37,7 @@ def map_tuned(
     start = load_head(Path(told["head_run"]) / "heads" / f"{told['method']}-{told['split_seed']}.safetensors")
     card = start.card
     name, at_N = judged_places(store, card["evaluation"], int(card.get("dev_rows", 0)), MOST_ROWS)
-    read = image_reader(store, name, reload_dataset(store, data_dir))
+    read = image_reader(store, name, recorded_dataset(store, data_dir))
     pictures = [read(int(at)) for at in at_N]
     there = np.array([picture is not None for picture in pictures], np.bool_)
     model = load_model(directory)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cspipe.extract.augment import draw_view
 from cspipe.extract.backbones import Backbone, load_backbone
-from cspipe.extract.datasets import DATASETS, Dataset, load_dataset
+from cspipe.extract.datasets import Dataset
 from cspipe.extract.embed import make_lane, single_threaded
 from cspipe.extract.hashing import hash_images, pixel_reader
 from cspipe.extract.images import Pixels, normalise
 from cspipe.store import Store
-from cspipe.store.errors import CspipeError, MismatchError, MissingDataError
+from cspipe.store.errors import MismatchError, MissingDataError
 
 Ints = NDArray[np.int64]
 READERS = 2
@@ -84,24 +84,6 @@ def reload_backbone(store: Store, *, weights: Path | None, device: str) -> Backb
             f"{backbone.weights_source} holds {backbone.weights_sha256[:12]}: name the right file with --weights FILE."
         )
     return backbone
-
-
-def reload_dataset(store: Store, data_dir: Path | None) -> Dataset:
-    """The images that a store was made from, where they were or under `data_dir`.
-
-    Raises:
-        MissingDataError: they are not there.
-    """
-    recorded = store.attributes.get("sources", {}).get("data")
-    try:
-        if store.dataset in DATASETS:
-            folder = Path(recorded) if recorded and Path(recorded).is_dir() else None
-            return load_dataset(store.dataset, data_dir=data_dir or folder)
-        return load_dataset(str(data_dir or recorded))
-    except CspipeError as error:
-        where = data_dir or recorded
-        raise MissingDataError(f"the images of {store.dataset} cannot be read at {where}: name their folder with "
-                               f"--data-dir DIR ({error})") from error  # fmt: skip
 
 
 def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbone) -> RowImages:

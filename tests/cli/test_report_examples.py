@@ -56,7 +56,7 @@ def test_page_shows_thumbnails_and_says_why_where_there_are_none(head_run, made,
     def gone(*_):
         raise MissingDataError("the images moved")
 
-    monkeypatch.setattr(examples, "reload_dataset", gone)
+    monkeypatch.setattr(examples, "recorded_dataset", gone)
     bare = page_of(run, stores=made / "stores")
     assert "No thumbnails. the images moved" in bare.text and "img" not in bare.tags
     assert "t-SNE of" in bare.text

@@ -99,7 +99,7 @@ def test_explorer_without_the_images_says_so_and_shows_the_map(explored, made, m
     def gone(*_):
         raise MissingDataError("the images are not at <b>x</b>")
 
-    monkeypatch.setattr(explorer, "reload_dataset", gone)
+    monkeypatch.setattr(explorer, "recorded_dataset", gone)
     run, _ = explored
     document = explorer.write_explorer(run, stores=made / "stores")
     page = (run / "explorer.html").read_text()
@@ -127,10 +127,10 @@ def test_report_links_the_explorer_once_it_is_there(page_of, head_run, made, tmp
 
 
 def test_thumbnails_are_those_of_their_rows(made):
-    from cspipe.finetune.images import reload_dataset
+    from cspipe.extract.recorded import recorded_dataset
 
     store = store_of(made)
-    reader = image_reader(store, "train", reload_dataset(store, None))
+    reader = image_reader(store, "train", recorded_dataset(store, None))
     pixels = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
     numbers = [int(path.split("/")[1]) for path in store["train"].path()]
     sheet = next(sheets({0: reader}, np.zeros(20, np.int64), np.arange(20), 8))
@@ -144,10 +144,10 @@ def test_thumbnails_are_those_of_their_rows(made):
 def test_an_image_is_found_by_its_hash_where_files_were_renamed_and_not_where_it_changed(made):
     from dataclasses import replace
 
-    from cspipe.finetune.images import reload_dataset
+    from cspipe.extract.recorded import recorded_dataset
 
     store = store_of(made)
-    dataset = reload_dataset(store, None)
+    dataset = recorded_dataset(store, None)
     train = dataset.splits["train"]
     renamed = replace(dataset, splits={"train": replace(train, paths=[f"new/{path}" for path in train.paths])})
     expected = image_reader(store, "train", dataset)(5)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cspipe.cli import main
 from cspipe.extract.augment import draw_view
@@ -26,19 +25,6 @@ VIEWS = ["train-affine-1", "train-affine-2"]
 
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Twelve images, one of them cut short."""
-    root = tmp_path / "pets"
-    for number in range(12):
-        path = root / ("cat" if number % 2 else "dog") / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    (root / "dog/04.png").write_bytes((root / "dog/04.png").read_bytes()[:200])
-    return root
 
 
 def files_of(store, name):
