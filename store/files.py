@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c as sum_of
 from numpy.typing import NDArray
 
 from cspipe.store.errors import DamageError, StoreError
@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 def crc32c(data: bytes | NDArray[Any]) -> int:
     """CRC-32C of the bytes of ``data`` (an array must be contiguous)."""
-    return int(google_crc32c.value(data))
+    return int(sum_of(memoryview(data)))
 
 
 def with_trailer(body: bytes) -> bytes:
@@ -164,7 +164,7 @@ def _read_summed(file: Any, flat: Bytes, crc: int) -> tuple[int, int]:  # noqa: 
         count = int(file.readinto(piece))
         if count == 0:
             break
-        crc = int(google_crc32c.extend(crc, piece[:count]))
+        crc = int(sum_of(piece[:count].data, crc))
         if piece is not left:
             left[:count] = piece[:count]
         done += count
