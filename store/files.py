@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 def crc32c(data: bytes | NDArray[Any]) -> int:
     """CRC-32C of the bytes of ``data`` (an array must be contiguous)."""
-    return int(sum_of(memoryview(data)))
+    return int(sum_of(data if isinstance(data, bytes) else data.data))
 
 
 def with_trailer(body: bytes) -> bytes:
