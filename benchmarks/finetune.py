@@ -257,9 +257,10 @@ def main(arguments: list[str] | None = None) -> None:
             if is_done(cell, study, read_rows(told.out)):
                 continue
             print(f"{cell}", file=sys.stderr, flush=True)
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
             row = {**asdict(cell), "key": study.key, **measure(cell, study)}
-            row |= {"cell_minutes": (time.perf_counter() - begun) / 60, "command": shlex.join(sys.argv),
+            row |= {"cell_minutes": (time.perf_counter() - begun) / 60,
+                    "cpu_minutes": (time.process_time() - cpu) / 60, "command": shlex.join(sys.argv),
                     "environment": environment()}  # fmt: skip
             add_row(told.out, row)
     except CspipeError as error:
