@@ -8,26 +8,20 @@ from typing import Any
 from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.display import print_records, print_verify
+from cspipe.store.remotes import shown
 from cspipe.terminal import message
 
 Document = dict[str, Any]
-
-
-def _store(config: Config, path: Path | None) -> Path:
-    """The store that is named, else the one extracted last."""
-    from cspipe.stages import choose_store
-
-    return path or choose_store(config, backbone=None, dataset=None)
 
 
 def repair(common: Common, config: Config, path: Path | None, data_dir: Path | None, weights: Path | None) -> Document:
     """Mends a store and computes its damaged chunks again."""
     from cspipe.extract.progress import console_progress
     from cspipe.extract.recompute import repair as run_repair
-    from cspipe.stages import calm
+    from cspipe.stages import calm, store_at
 
     calm(common)
-    store = _store(config, path)
+    store = store_at(config, path)
     with nullcontext() if common.quiet else console_progress() as progress:
         return run_repair(store, data_dir=data_dir, weights=weights, device=config.device, progress=progress)
 
@@ -66,13 +60,14 @@ def print_import(document: Document) -> None:
 
 def export(config: Config, path: Path | None, to: Path | None, *, views: bool) -> Document:
     """Files of plain arrays and tables."""
+    from cspipe.stages import store_at
     from cspipe.store import open_store
     from cspipe.store.foreign import export_split
 
-    store = open_store(_store(config, path))
+    store = open_store(store_at(config, path))
     folder = to or Path(store.path.stem)
     names = store.names if views else store.splits
-    return {"store": str(store.path), "files": [str(f) for name in names for f in export_split(store, name, folder)]}
+    return {"store": shown(store.path), "files": [str(f) for name in names for f in export_split(store, name, folder)]}
 
 
 def print_export(document: Document) -> None:
@@ -83,8 +78,26 @@ def print_export(document: Document) -> None:
 def remove(paths: list[Path]) -> Document:
     """Removes stores."""
     from cspipe.store.cleaning import remove_store
+    from cspipe.store.remote import local_path
 
-    return {"removed": [{"store": str(path), "bytes": remove_store(path)} for path in paths]}
+    stores = [local_path(path) for path in paths]
+    return {"removed": [{"store": shown(store), "bytes": remove_store(store)} for store in stores]}
+
+
+def unlock(place: str) -> Document:
+    """Removes the lock of a remote store."""
+    from cspipe.store.remote import unlock as run_unlock
+
+    return {"store": place, "removed": run_unlock(place)}
+
+
+def print_unlocked(document: Document) -> None:
+    """Whose lock it was."""
+    holder = document["removed"]
+    if holder is None:
+        print(f"{document['store']}: there was no lock")
+    else:
+        print(f"{document['store']}: removed the lock of process {holder.get('process')} on {holder.get('host')}")
 
 
 def print_removed(document: Document) -> None:
@@ -97,8 +110,8 @@ def collect(config: Config, *, remove: bool) -> Document:
     from cspipe.store.cleaning import collect as run_collect
 
     found, busy = run_collect(config.stores, remove=remove)
-    listed = [asdict(garbage) | {"path": str(garbage.path)} for garbage in found]
-    return {"garbage": listed, "removed": remove, "busy": [str(store) for store in busy]}
+    listed = [asdict(garbage) | {"path": shown(garbage.path)} for garbage in found]
+    return {"garbage": listed, "removed": remove, "busy": [shown(store) for store in busy]}
 
 
 def print_garbage(document: Document) -> None:

@@ -20,7 +20,10 @@ class Common:
     """The common options as the user gave them; None where a flag was left out."""
 
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
-    stores: Annotated[Path | None, typer.Option(help="Folder of the stores. [default: stores]")] = None
+    stores: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="Folder of the stores, such as s3://BUCKET/PREFIX. [default: stores]"),
+    ] = None
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs. [default: runs]")] = None
     file: Annotated[Path | None, typer.Option("--config", help="Configuration. [default: pipeline.toml]")] = None
     device: Annotated[str | None, typer.Option(help="Torch device. [default: cpu]")] = None

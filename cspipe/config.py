@@ -4,16 +4,18 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.dataclasses import dataclass as validated
 
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain.settings import DEFAULT_METHODS, HeadSettings
 from cspipe.store.errors import MissingDataError, SettingError
+from cspipe.store.remote import local_path
 
 FILE = Path("pipeline.toml")
 Positive = Annotated[int, Field(ge=1)]
@@ -120,7 +122,9 @@ class Config(BaseModel):
     """All of pipeline.toml."""
 
     model_config = Strict
-    stores: Path = Path("stores")
+    stores_at: Annotated[str, BeforeValidator(lambda at: str(at) if isinstance(at, Path) else at)] = Field(
+        default="stores", alias="stores"
+    )
     runs: Path = Path("runs")
     device: str = "cpu"
     stages: tuple[Literal["extract", "head", "finetune"], ...] = ("extract", "head")
@@ -129,9 +133,18 @@ class Config(BaseModel):
     finetune: FinetuneConfig = FinetuneConfig()
     sweep: SweepConfig = SweepConfig()
 
+    @cached_property
+    def stores(self) -> Path:
+        """Folder of the stores; that of a URL is its local mirror, brought up to date where it is first asked for.
+
+        Raises:
+            CspipeError: the URL cannot be used.
+        """
+        return local_path(self.stores_at)
+
     def toml(self) -> str:
         """The resolved settings as TOML; what is not set is left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -159,7 +172,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         SettingError: as `load_config`.
     """
-    table = config.model_dump(mode="json", exclude_unset=True)
+    table = config.model_dump(mode="json", exclude_unset=True, by_alias=True)
     for dotted, value in changes.items():
         if value is None:
             continue
@@ -220,4 +233,4 @@ def known_keys(section: Sequence[int | str]) -> list[str]:
     for part in section:
         kind = type(getattr(kind(), str(part)))
     fields = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
-    return list(fields)
+    return [getattr(field, "alias", None) or name for name, field in fields.items()]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cspipe.config import Config
+from cspipe.store.remotes import shown
 from cspipe.terminal import cell, print_table
 
 Document = dict[str, Any]
@@ -35,13 +36,13 @@ def print_datasets(records: Sequence[Mapping[str, Any]]) -> None:
 
 def duplicates(config: Config, path: Path | None, near: float | None, limit: int) -> Document:
     """Images that two splits of a store share."""
-    from cspipe.stages import choose_store
+    from cspipe.stages import store_at
     from cspipe.store import open_store
     from cspipe.store.leaks import count_duplicates, exact_duplicates, near_duplicates
 
-    store = open_store(path or choose_store(config, backbone=None, dataset=None))
+    store = open_store(store_at(config, path))
     found = exact_duplicates(store, limit=limit) if near is None else near_duplicates(store, near, limit=limit)
-    return {"store": str(store.path), "near": near, "duplicates": count_duplicates(store), **asdict(found)}
+    return {"store": shown(store.path), "near": near, "duplicates": count_duplicates(store), **asdict(found)}
 
 
 def print_duplicates(document: Document) -> None:

@@ -21,7 +21,7 @@ ASKED_FOR = "timm/vit_small_patch14_dinov2.lvd142m"
 LEAST_FREE_GB = 5.0
 LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "zarr", "numpy", "scikit-learn")
 EXTRAS = {"pyarrow": "datasets", "h5py": "datasets", "onnxruntime": "onnx", "onnxscript": "onnx",
-          "tensorboard": "tensorboard"}  # fmt: skip
+          "tensorboard": "tensorboard", "s3fs": "remote"}  # fmt: skip
 """Package that some command needs -> the extra that brings it."""
 
 
@@ -42,7 +42,7 @@ def examine(config: Config) -> Document:
         A JSON document: `findings`, and `problems`, how many of them are problems.
     """
     findings = [*versions(), *devices(config.device), memory(), hub()]
-    findings += [disk("stores", config.stores), disk("runs", config.runs), disk("hub cache", hub_cache()), *extras()]
+    findings += [stores(config), disk("runs", config.runs), disk("hub cache", hub_cache()), *extras()]
     problems = sum(finding.state == "problem" for finding in findings)
     return {"findings": [asdict(finding) for finding in findings], "problems": problems}
 
@@ -119,6 +119,14 @@ def hub_cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def stores(config: Config) -> Finding:
+    """Whether a URL of stores can be read, and the disk on which they or their mirror lie."""
+    try:
+        return disk("stores", config.stores)
+    except CspipeError as error:
+        return Finding("stores", "problem", str(error), "give another --stores, or do as it says")
 
 
 def disk(what: str, folder: Path) -> Finding:

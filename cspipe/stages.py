@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.store.errors import SettingError
+from cspipe.store.remotes import shown
 from cspipe.terminal import message, stage_progress
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ def choose_store(config: Config, *, backbone: str | None, dataset: str | None) -
     return find_store(config.stores)
 
 
+def store_at(config: Config, place: Path | None) -> Path:
+    """The store of a path or URL, else the one that :func:`choose_store` finds where none is named."""
+    from cspipe.store.remote import local_path
+
+    return local_path(place) if place else choose_store(config, backbone=None, dataset=None)
+
+
 def head(common: Common, config: Config, store: Path, memory: "Memory | None" = None) -> Document:
     """Stage two on one store; runs on the same store can share a memory."""
     from cspipe.headtrain.run import run_head
@@ -107,7 +115,7 @@ def head(common: Common, config: Config, store: Path, memory: "Memory | None" = 
 
     calm(common)
     if not common.quiet:
-        message(f"store: {store}")
+        message(f"store: {shown(store)}")
     settings, other = config.head, config.head.test_dataset
     test_store = find_test_store(config.stores, store, other) if other else None
     with stage_progress(common.quiet) as told:
@@ -157,7 +165,7 @@ def run(common: Common, config: Config) -> Document:
     runs: list[Path] = []
     if "extract" in config.stages:
         document["extract"] = extract(common, config)
-        store = Path(document["extract"]["store"])
+        store = store_at(config, document["extract"]["store"])
     else:
         first = config.extract.backbone.split(",")[0].strip()
         store = choose_store(config, backbone=first, dataset=config.extract.dataset)
@@ -232,15 +240,15 @@ def store_info(config: Config, path: Path | None) -> Document:
     """A store's attributes and splits."""
     from cspipe.store import open_store
 
-    store = open_store(path or choose_store(config, backbone=None, dataset=None))
+    store = open_store(store_at(config, path))
     told = {name: store.split_attributes(name) for name in store.names}
     splits = {name: told.pop(name) for name in store.splits}
-    return {"store": str(store.path), **store.attributes, "splits": splits, "views": told}
+    return {"store": shown(store.path), **store.attributes, "splits": splits, "views": told}
 
 
 def verify(config: Config, path: Path | None) -> Document:
     """Problems of a store."""
     from cspipe.store.verify import verify_store
 
-    path = path or choose_store(config, backbone=None, dataset=None)
-    return {"store": str(path), "problems": [asdict(problem) for problem in verify_store(path)]}
+    store = store_at(config, path)
+    return {"store": shown(store), "problems": [asdict(problem) for problem in verify_store(store)]}

@@ -10,7 +10,7 @@ from cspipe.common import Common, with_common
 Option, Argument = typer.Option, typer.Argument
 store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the stores of cached tokens.")
 
-StorePath = Annotated[Path | None, Argument(help="Path of the store. [default: the one extracted last]")]
+StorePath = Annotated[Path | None, Argument(help="Path or URL of the store. [default: the one extracted last]")]
 Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 
 
@@ -107,6 +107,18 @@ def store_rm(
     if not yes:
         typer.confirm(f"Remove {', '.join(map(str, paths))} for good?", abort=True, err=True)
     display.show(care.remove(paths), common, care.print_removed)
+
+
+@store_app.command("unlock")
+@with_common
+def store_unlock(
+    place: Annotated[str, Argument(metavar="URL", help="The store.")],
+    common: Common,
+) -> None:
+    """Let writers into a remote store whose writer was killed on another machine; make sure that it is no more."""
+    from cspipe import care, display
+
+    display.show(care.unlock(place), common, care.print_unlocked)
 
 
 @store_app.command("gc")

@@ -23,6 +23,7 @@ from cspipe.headtrain.settings import MAIN_METHOD
 from cspipe.headtrain.study import METHODS, Memory
 from cspipe.store.errors import CspipeError, MissingDataError, StoreError, unknown_name
 from cspipe.store.lock import StoreLock
+from cspipe.store.remote import local_path
 from cspipe.terminal import message
 from cspipe.verdicts import counted
 
@@ -159,7 +160,7 @@ def store_of(cell: Cell, bench: Bench) -> Path:
     if key not in bench.stores:
         bench.memory = Memory()
         try:
-            bench.stores[key] = Path(stages.extract(bench.common, cell.config)["store"])
+            bench.stores[key] = local_path(stages.extract(bench.common, cell.config)["store"])
         except CspipeError as error:
             bench.stores[key] = error
     store = bench.stores[key]

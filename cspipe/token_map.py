@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
+from cspipe.store.remote import local_path, url_of
+from cspipe.store.remotes import shown
 
 if TYPE_CHECKING:
     from cspipe.headtrain.heads import Head
@@ -52,11 +54,12 @@ def run_store(told: dict[str, Any], stores: Path) -> Store:
         MissingDataError: it is in neither place.
         MismatchError: a store of that name is there, but with other tokens.
     """
-    recorded = Path(told["store"])
-    places = [place for place in (recorded, stores / recorded.name) if (place / "zarr.json").is_file()]
+    recorded, under = told["store"], stores / Path(told["store"]).name
+    there = under if url_of(recorded) and (under / "zarr.json").is_file() else local_path(recorded)
+    places = [place for place in (there, under) if (place / "zarr.json").is_file()]
     if not places:
         raise MissingDataError(
-            f"The store {recorded.name} is neither at {recorded} nor under {stores}. Name the folder that holds "
+            f"The store {under.name} is neither at {recorded} nor under {shown(stores)}. Name the folder that holds "
             "it with --stores, or extract it again."
         )
     store = open_store(places[0])

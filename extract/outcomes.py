@@ -8,6 +8,7 @@ from typing import Any
 from cspipe.extract.backbones import Backbone
 from cspipe.store.leaks import count_duplicates
 from cspipe.store.reader import Store, open_store
+from cspipe.store.remotes import shown
 from cspipe.store.views import parse_view
 from cspipe.store.writer import StoreWriter
 
@@ -44,7 +45,7 @@ def document(path: Path, backbone: Backbone, outcomes: Mapping[str, Outcome]) ->
     store = open_store(path)
     bad = [{"split": name, **entry} for name in outcomes for entry in bad_images(store, name)]
     return {
-        "store": str(path),
+        "store": shown(path),
         "backbone": backbone.name,
         "dataset": store.dataset,
         "class_names": store.class_names,

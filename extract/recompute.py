@@ -36,6 +36,7 @@ from cspipe.store.opening import checked_tokens
 from cspipe.store.plan import VOID_REASON, ChunkTask, ImageTable
 from cspipe.store.probe import check_probe
 from cspipe.store.reader import Store, open_store
+from cspipe.store.remotes import shown
 from cspipe.store.repair import Mended, damaged_chunks, damaged_tables, mend, take_out
 from cspipe.store.table import read_rows
 from cspipe.store.verify import Problem, verify_store
@@ -255,7 +256,7 @@ def repair(
         lock.release()
     left = verify_store(path)
     return {
-        "store": str(path),
+        "store": shown(path),
         "mended": [asdict(entry) for entry in mended],
         "recomputed": [asdict(entry) for entry in results if isinstance(entry, Recomputed)],
         "refused": [asdict(entry) for entry in results if isinstance(entry, Refused)],

@@ -20,6 +20,7 @@ from cspipe.store.commits import committed_ends
 from cspipe.store.layout import DTYPES, chunk_rows, store_path
 from cspipe.store.meta import read_group
 from cspipe.store.plan import ChunkTask, ImageTable, make_plan
+from cspipe.store.remotes import bring, shown
 from cspipe.store.table import Rows, Shape, read_rows
 
 SAMPLE_BATCHES = 4
@@ -70,6 +71,7 @@ class _Rehearsal:
         parts, draws = [], draws_of(split, options, table)
         few = self.output.batch_size * options.workers * SAMPLE_BATCHES
         for name, draw in draws.items():
+            bring(self.path / name)
             tasks = tasks_of(self.path, name, table, self.shape, whole=options.limit is None)
             self.missing[name] = sum(len(task.images) for task in tasks)
             if tasks:
@@ -82,7 +84,7 @@ class _Rehearsal:
         rows = sum(self.missing.values())
         row_bytes = self.shape.width * np.dtype(self.shape.dtype).itemsize
         return {
-            "store": str(self.path), "exists": self.path.is_dir(), "backbone": self.backbone.name,
+            "store": shown(self.path), "exists": self.path.is_dir(), "backbone": self.backbone.name,
             "token": self.backbone.token, "width": self.backbone.width, "licence": self.backbone.licence,
             "image_px": self.backbone.image_px, "batch_size": self.output.batch_size, "rows_to_compute": self.missing,
             "bytes": rows * (row_bytes + BYTES_A_ROW),

@@ -23,6 +23,7 @@ from cspipe.extract.wanted import Options, check_options, draws_of, evenly_space
 from cspipe.store.errors import MismatchError
 from cspipe.store.layout import record_latest
 from cspipe.store.reader import open_store
+from cspipe.store.remote import local_path
 from cspipe.store.writer import ImageTable
 
 
@@ -105,7 +106,7 @@ def extract_all(
     requests: Sequence[Request],
     dataset: str | DatasetSpec,
     *,
-    stores: Path,
+    stores: Path | str,
     split: str = "all",
     data_dir: Path | None = None,
     dtype: str = "fp16",
@@ -135,7 +136,7 @@ def extract_all(
     Raises:
         CspipeError: whatever a user can mend; the message says how.
     """
-    begun = time.monotonic()
+    begun, stores = time.monotonic(), local_path(stores)
     check_options(dtype, limit, batch_size, views, augment)
     places = [pick_device(name) for name in devices]
     for request in requests:
@@ -174,7 +175,7 @@ def extract(
     backbone: str | BackboneSpec,
     dataset: str | DatasetSpec,
     *,
-    stores: Path,
+    stores: Path | str,
     split: str = "all",
     weights: Path | None = None,
     revision: str | None = None,
@@ -195,7 +196,7 @@ def extract(
     Args:
         backbone: a name in ``BACKBONES``, or a spec.
         dataset: a name in ``DATASETS``, a folder of images, or an entry of that registry's kind.
-        stores: folder of the stores.
+        stores: folder of the stores, or its URL.
         split: ``"train"``, ``"test"`` or ``"all"``.
         weights: file of the backbone's weights, in place of the hub.
         revision: of the weights on the hub.

@@ -21,6 +21,7 @@ from cspipe.headtrain.study import METHODS, Memory, OnProgress, Outcome, Study, 
 from cspipe.store import open_store
 from cspipe.store.errors import SettingError, unknown_name
 from cspipe.store.leaks import count_duplicates
+from cspipe.store.remotes import shown
 from cspipe.store.split import split_hash
 
 
@@ -218,11 +219,11 @@ def head_card(store: Path, test_store: Path | None, rows: StudyRows, train_seed:
     """What a head file says of the store that it belongs to, and of the other one that it was judged on."""
     opened = open_store(store)
     return {
-        "store": str(store), "store_key": opened.attributes["key_sha256"], "backbone": opened.backbone,
+        "store": shown(store), "store_key": opened.attributes["key_sha256"], "backbone": opened.backbone,
         "dataset": opened.dataset, "token_width": opened.width, "class_names": rows.class_names,
         "evaluation": rows.evaluation, "train_seed": train_seed,
         "test_dataset": open_store(test_store).dataset if test_store else None,
-        "test_store": str(test_store) if test_store else None,
+        "test_store": shown(test_store) if test_store else None,
     }  # fmt: skip
 
 

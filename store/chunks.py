@@ -54,6 +54,12 @@ def read_chunk(split: Path, chunk: int, rows: int, shape: Shape, out: NDArray[An
     return tokens
 
 
+def read_good_rows(split: Path, chunk: int, good: NDArray[np.bool_], shape: Shape) -> NDArray[Any]:
+    """The good rows of a chunk; runs on a dask worker."""
+    tokens = read_chunk(split, chunk, len(good), shape)
+    return tokens if good.all() else tokens[good]
+
+
 def read_good(
     split: Path, chunk: int, good: NDArray[np.bool_], bad: NDArray[np.int64], shape: Shape, target: NDArray[Any]
 ) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from cspipe.store import commits
 from cspipe.store.errors import DamageError, MissingDataError, StoreError
-from cspipe.store.files import fsync_folder, left_overs
+from cspipe.store.files import fsync_folder, left_overs, remove_tree
+from cspipe.store.files import remove as remove_file
 from cspipe.store.lock import StoreLock
 from cspipe.store.meta import read_group
+from cspipe.store.remotes import remote_of
 from cspipe.store.repair import shape_of, splits_of
 
 _REMOVED = ".removed-"
@@ -31,7 +33,9 @@ def _size(path: Path) -> int:
 
 
 def remove_store(path: Path) -> int:
-    """Remove a store; returns the bytes that were freed. Killed midway, ``gc`` removes the rest.
+    """Remove a store; returns the bytes that were freed.
+
+    Killed midway, ``gc`` removes the rest; of a remote one the same call does.
 
     Raises:
         MissingDataError: there is no store at this path.
@@ -39,9 +43,9 @@ def remove_store(path: Path) -> int:
     """
     if path.suffix != ".zarr" or not path.is_dir():
         raise MissingDataError(f"{path} is not a store: name a folder *.zarr, see cspipe store ls")
-    lock = StoreLock(path)
+    lock, remote = StoreLock(path, bring=False), remote_of(path)
     try:
-        size, aside = _size(path), path.with_name(f"{_REMOVED}{path.name}")
+        size, aside = remote.delete(path) if remote else _size(path), path.with_name(f"{_REMOVED}{path.name}")
         if aside.exists():
             shutil.rmtree(aside)
         path.rename(aside)
@@ -112,7 +116,7 @@ def collect(stores: Path, *, remove: bool) -> tuple[list[Garbage], list[Path]]:
     busy = []
     if remove:
         for garbage in found:
-            shutil.rmtree(garbage.path)
+            remove_tree(garbage.path)
     for store in sorted(path for path in stores.glob("*.zarr") if path.is_dir() and not path.is_symlink()):
         try:
             lock = StoreLock(store)
@@ -123,7 +127,7 @@ def collect(stores: Path, *, remove: bool) -> tuple[list[Garbage], list[Path]]:
             mine = _garbage_of(store)
             found += mine
             for garbage in mine if remove else []:
-                shutil.rmtree(garbage.path) if garbage.path.is_dir() else garbage.path.unlink()
+                remove_tree(garbage.path) if garbage.path.is_dir() else remove_file(garbage.path)
         finally:
             lock.release()
     return found, busy

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cspipe.store.errors import StoreError
 from cspipe.store.files import (
-    fsync_folder,
+    move,
     read_chunk_into,
     read_trailer,
     remove,
@@ -99,8 +99,7 @@ def roll_back(split: Path, shape: Shape) -> None:
         record = read_record(split, chunk)
         is_former = record is not None and read_trailer(kept, shape.chunk_bytes) == record[2]
         if is_former and committed_end(split, chunk, shape) == chunk * shape.per_chunk:
-            kept.replace(path)
-            fsync_folder(path.parent)
+            move(kept, path)
         else:
             remove(kept)
 

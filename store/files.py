@@ -2,10 +2,14 @@
 
 Every chunk file of a store is ``body + 4 bytes``: the little-endian CRC-32C of the body, which is what
 Zarr's ``crc32c`` codec reads and writes. Nothing here knows what a body means.
+
+A folder may be the mirror of a remote one. Every file that is written or removed below it here is then written or
+removed there too, in the same order and before the call returns; see :mod:`cspipe.store.remote`.
 """
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +21,7 @@ from crc32c import crc32c as sum_of
 from numpy.typing import NDArray
 
 from cspipe.store.errors import DamageError, StoreError
+from cspipe.store.remotes import remote_of
 
 TRAILER_BYTES = 4
 PARTIAL = ".partial"
@@ -26,6 +31,12 @@ _DIRECT_BYTES = 2**16  # less than this is read straight into its place
 _threads = threading.local()
 
 Bytes = NDArray[np.uint8]
+
+
+def _put(path: Path) -> None:
+    """The last step of every write: the remote file, where the path lies in a mirror."""
+    if remote := remote_of(path):
+        remote.put(path)
 
 
 def crc32c(data: bytes | NDArray[Any]) -> int:
@@ -48,13 +59,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and name below ``folder`` durable."""
-    for path in folder.rglob("*"):
+    """Make every file and name below ``folder`` durable, remotely too."""
+    for path in sorted(folder.rglob("*")):
         if path.is_dir():
             fsync_folder(path)
         else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            _put(path)
     fsync_folder(folder)
 
 
@@ -102,6 +114,7 @@ def _write_durably(path: Path, write: Callable[[Any], object]) -> None:
         raise
     partial.replace(path)
     fsync_folder(path.parent)
+    _put(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -135,6 +148,24 @@ def remove(path: Path) -> None:
     if path.exists():
         path.unlink()
         fsync_folder(path.parent)
+        if remote := remote_of(path):
+            remote.delete(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it, first remotely where it lies in a mirror."""
+    if remote := remote_of(folder):
+        remote.delete(folder)
+    shutil.rmtree(folder)
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename a file within its folder, durably, over another one."""
+    path.replace(to)
+    fsync_folder(to.parent)
+    if remote := remote_of(to):
+        remote.put(to)
+        remote.delete(path)
 
 
 def chunk_file(array: Path, *index: int) -> Path:

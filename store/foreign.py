@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cspipe.store.errors import MissingDataError, SettingError
 from cspipe.store.layout import DTYPES, StoreKey, record_latest, store_path
 from cspipe.store.reader import Store, open_store
+from cspipe.store.remotes import shown
 from cspipe.store.writer import ImageTable, StoreWriter
 
 UNLABELLED = ("", "-1")
@@ -189,7 +190,7 @@ def import_embeddings(
     store = open_store(path)
     told = {name: {"rows": store[name].rows, "written": written[name], "flagged": store[name].flagged()}
             for name in names}  # fmt: skip
-    return {"store": str(path), "dataset": dataset, "backbone": backbone, "width": widths[0], "dtype": dtype,
+    return {"store": shown(path), "dataset": dataset, "backbone": backbone, "width": widths[0], "dtype": dtype,
             "class_names": classes, "splits": told}  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from cspipe.store.errors import MissingDataError, SettingError, StoreError
 from cspipe.store.files import write_atomic
 from cspipe.store.meta import canonical, read_group
+from cspipe.store.remotes import shown
 
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 LATEST = "latest.json"
@@ -123,7 +124,7 @@ def find_store(stores: Path, *, dataset: str | None = None, backbone: str | None
     again = f"cspipe extract {backbone or 'BACKBONE'} {dataset or 'DATASET'}"
     if dataset is None and backbone is None:
         if latest is None:
-            raise MissingDataError(f"no store was completed under {stores}: run {again} first")
+            raise MissingDataError(f"no store was completed under {shown(stores)}: run {again} first")
         return latest
     found = [path for path in list_stores(stores) if _has_names(path, dataset, backbone)]
     if latest in found:
@@ -132,7 +133,7 @@ def find_store(stores: Path, *, dataset: str | None = None, backbone: str | None
     wanted = " and ".join(f"{kind} {name!r}" for kind, name in given if name is not None)
     if not found:
         there = ", ".join(path.name for path in list_stores(stores)) or "no store at all"
-        raise MissingDataError(f"no store of {wanted} under {stores} (it holds {there}): run {again} first")
+        raise MissingDataError(f"no store of {wanted} under {shown(stores)} (it holds {there}): run {again} first")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise SettingError(

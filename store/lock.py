@@ -1,22 +1,45 @@
-"""One writer a store: an advisory lock that the system releases when its process ends, however it ends."""
+"""One writer a store: an advisory lock that the system releases when its process ends, however it ends.
+
+A store in the mirror of a remote folder is locked there too, see :mod:`cspipe.store.remote_lock`.
+"""
 
 import fcntl
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from cspipe.store.errors import StoreError
 from cspipe.store.files import make_folders, told_where_full
+from cspipe.store.remotes import remote_of, shown
 
 
 class StoreLock:
     """Exclusive lock on a store, ``<stores>/.locks/<name>.lock``; taken at once or not at all."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, *, bring: bool = True) -> None:
         """Take the lock.
+
+        Args:
+            store: the Zarr group.
+            bring: have all of a remote store here as it is now.
 
         Raises:
             StoreError: another writer holds it.
         """
+        remote = remote_of(store)
+        self._give_back: Callable[[], None] = lambda: None
+        with remote.still() if remote else nullcontext():
+            self._lock_here(store)
+        try:
+            if remote:
+                self._give_back = remote.lock(store, bring=bring)
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock_here(self, store: Path) -> None:
+        """Keep other processes of this machine out."""
         folder = store.parent / ".locks"
         make_folders(folder)
         path = folder / f"{store.name}.lock"
@@ -29,7 +52,7 @@ class StoreLock:
             if not isinstance(error, BlockingIOError):
                 raise StoreError(f"{path} cannot be locked ({error.strerror}): use a local disk") from error
             raise StoreError(
-                f"{store} is being written by another writer ({holder or 'unknown'}): wait for it, or stop it"
+                f"{shown(store)} is being written by another writer ({holder or 'unknown'}): wait for it, or stop it"
             ) from None
         try:
             with told_where_full(path):
@@ -41,6 +64,8 @@ class StoreLock:
 
     def release(self) -> None:
         """Let the next writer in."""
+        self._give_back()
+        self._give_back = lambda: None
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1

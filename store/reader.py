@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cspipe.store import commits
-from cspipe.store.chunks import ends_of_chunks, read_chunk, read_good, room_for, take_rows
+from cspipe.store.chunks import ends_of_chunks, read_good, read_good_rows, room_for, take_rows
 from cspipe.store.errors import MissingDataError, StoreError, unknown_name
 from cspipe.store.layout import StoreKey
 from cspipe.store.meta import check_format, read_group
+from cspipe.store.remote import local_path
+from cspipe.store.remotes import bring
 from cspipe.store.table import Shape, read_array
 from cspipe.store.views import options_for, parse_view, rows_of_view, views_of
 
@@ -131,7 +133,7 @@ class Split:
         from dask import array, delayed  # type: ignore[attr-defined]
 
         good = np.ones(self.rows, np.bool_) if all_rows else self._good
-        blocks, read = [], delayed(_good_rows, pure=True)
+        blocks, read = [], delayed(read_good_rows, pure=True)
         for chunk, start in enumerate(range(0, self.rows, self.shape.per_chunk)):
             mine = good[start : start + self.shape.per_chunk]
             size = (int(mine.sum()), self.shape.width)
@@ -140,12 +142,6 @@ class Split:
         if not blocks:
             return array.zeros((0, self.shape.width), dtype=self.shape.dtype)
         return array.concatenate(blocks)  # type: ignore[no-untyped-call]
-
-
-def _good_rows(split: Path, chunk: int, good: NDArray[np.bool_], shape: Shape) -> NDArray[Any]:
-    """The good rows of a chunk; runs on a dask worker."""
-    tokens = read_chunk(split, chunk, len(good), shape)
-    return tokens if good.all() else tokens[good]
 
 
 @dataclass(frozen=True)
@@ -228,6 +224,7 @@ class Store:
 
     def progress(self, split: str) -> tuple[int, int]:
         """``(k, n)``: how many of the split's chunks are complete."""
+        bring(self.path / split)
         return commits.progress(self.path / split, int(self.split_attributes(split)["rows"]), self.shape)
 
     def __getitem__(self, split: str) -> Split:
@@ -244,6 +241,7 @@ class Store:
                 f"{self.path / split}: extraction is not finished ({done} of {count} chunks); "
                 "run the same cspipe extract again"
             )
+        bring(self.path / split)
         return Split(self.path / split, attributes, self.shape)
 
     def view_embedding(self, split: str, view: str, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -285,15 +283,15 @@ def open_store(path: Path | str) -> Store:
     """Open a store for reading.
 
     Args:
-        path: the Zarr group.
+        path: the Zarr group, or its URL; what is read of a remote one is brought to a local mirror first.
 
     Raises:
         MissingDataError: there is no store.
         StoreError: its description is damaged, or of a newer format.
     """
-    folder = Path(path)
+    folder = local_path(path)
     if not (folder / "zarr.json").is_file():
-        raise MissingDataError(f"{folder} is not a store: name a folder *.zarr that cspipe extract made")
+        raise MissingDataError(f"{path} is not a store: name a folder *.zarr that cspipe extract made")
     attributes = read_group(folder)
     check_format(folder, attributes)
     return Store(folder, attributes)

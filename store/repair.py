@@ -21,6 +21,7 @@ from cspipe.store.files import remove, with_trailer, write_atomic, write_chunk
 from cspipe.store.lock import StoreLock
 from cspipe.store.meta import TABLES, array_document, read_group, write_group
 from cspipe.store.opening import settle
+from cspipe.store.remote import local_path
 from cspipe.store.table import Shape, array_sums, read_array, write_array
 from cspipe.store.verify import Problem, verify_store
 
@@ -231,7 +232,7 @@ def repair_store(path: Path | str) -> list[Problem]:
     """Mend what the store itself allows, and take damaged chunks out for the next extraction to compute anew.
 
     Args:
-        path: the Zarr group.
+        path: the Zarr group, or its URL.
 
     Returns:
         What :func:`cspipe.store.verify.verify_store` still finds.
@@ -239,7 +240,7 @@ def repair_store(path: Path | str) -> list[Problem]:
     Raises:
         StoreError: another process writes this store, or its description is lost.
     """
-    store = Path(path)
+    store = local_path(path)
     lock = StoreLock(store)
     try:
         mend(store)

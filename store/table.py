@@ -133,7 +133,7 @@ def write_array(folder: Path, value: NDArray[Any] | list[str]) -> None:
         if not entry.name.isdigit() or int(entry.name) >= count:
             for path in (entry, *entry.rglob("*")):
                 if path.is_file():
-                    path.unlink()
+                    remove(path)
     fsync_tree(folder)
 
 

@@ -19,6 +19,8 @@ from cspipe.store.copies import HAS_COPY, copy_file, copy_problem
 from cspipe.store.errors import DamageError, StoreError
 from cspipe.store.files import PARTIAL, chunk_file, read_chunk_into
 from cspipe.store.meta import ARRAYS, TABLE_CHUNK_ROWS, TABLES, check_format, read_group
+from cspipe.store.remote import local_path
+from cspipe.store.remotes import bring
 from cspipe.store.table import Shape, journal_path, read_array
 
 AGAIN = "run the same cspipe extract again"
@@ -210,10 +212,11 @@ def verify_store(path: Path | str) -> list[Problem]:
     record and the reverse, unfinished splits, and what a killed process left.
 
     Args:
-        path: the Zarr group.
+        path: the Zarr group, or its URL; what lies in a mirror is compared with the remote bytes first.
 
     Returns:
         The problems, in the order of splits and files. Damage is never raised.
     """
-    store = Path(path)
+    store = local_path(path)
+    bring(store, anew=True)
     return [Problem(str(where.relative_to(store)), what, hint) for where, what, hint in _all_problems(store)]
