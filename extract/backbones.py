@@ -88,8 +88,14 @@ def _hf(spec: BackboneSpec, file: WeightsFile, image_px: int) -> LoadedNetwork:
     return load_hf(spec, file, image_px)
 
 
+def _drawn(spec: BackboneSpec, file: WeightsFile, image_px: int) -> LoadedNetwork:
+    from cspipe.extract.drawn import load_drawn
+
+    return load_drawn(spec, file, image_px)
+
+
 FAMILIES: Mapping[str, Callable[[BackboneSpec, WeightsFile, int], LoadedNetwork]] = MappingProxyType(
-    {"timm": _timm, "open_clip": _open_clip, "radio": _radio, "hf": _hf}
+    {"timm": _timm, "open_clip": _open_clip, "radio": _radio, "hf": _hf, "drawn": _drawn}
 )
 
 
@@ -145,6 +151,10 @@ def find_files(spec: BackboneSpec, weights: Path | None, revision: str | None) -
         from cspipe.extract.hf_models import find_folder
 
         return find_folder(spec, weights, revision)
+    if spec.family == "drawn":
+        from cspipe.extract.drawn import find_drawn
+
+        return find_drawn(spec, weights, revision)
     return find_weights(spec, weights, revision)
 
 

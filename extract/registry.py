@@ -125,6 +125,22 @@ _LITE0 = BackboneSpec(
     notes="EfficientNet-Lite0 trained on ImageNet; its weights come with the installation",
 )
 
+_CONV_SMALL = BackboneSpec(
+    name="conv-small",
+    family="drawn",
+    architecture="conv-small",
+    image_px=28,
+    token="pooled",
+    licence="none needed",
+    width=256,
+    parameters=286_976,
+    tokens=("pooled",),
+    smallest_px=25,
+    convolutional=True,
+    batch_size=128,
+    notes="weights drawn from a seed: nothing is known before it is trained from scratch",
+)
+
 
 def _table(specs: Iterable[BackboneSpec]) -> Mapping[str, BackboneSpec]:
     return MappingProxyType({spec.name: spec for spec in specs})
@@ -133,6 +149,7 @@ def _table(specs: Iterable[BackboneSpec]) -> Mapping[str, BackboneSpec]:
 # fmt: off
 BACKBONES: Mapping[str, BackboneSpec] = _table([
     _LITE0,
+    _CONV_SMALL,
     _dinov2("dinov2", "base", 768, 12, 85_724_928),
     _dinov2("dinov2-s", "small", 384, 12, 21_628_800),
     _dinov2("dinov2-b", "base", 768, 12, 85_724_928),

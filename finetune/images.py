@@ -23,6 +23,8 @@ from cspipe.store.errors import MismatchError, MissingDataError
 Ints = NDArray[np.int64]
 READERS = 2
 EVALUATED_AT_ONCE = 16
+MOST_KEPT_BYTES = 2**28
+"""Decoded images of a split stay in memory where all of them together take no more."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,28 @@ def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbon
             f"{first}: name their folder with --data-dir DIR, or extract again."
         )
     image_N = np.array([number[digest] for digest in wanted], np.int64)
-    return RowImages(image_N, pixel_reader(source, every, table, backbone.geometry))
+    read = pixel_reader(source, every, table, backbone.geometry)
+    return RowImages(image_N, keep_small(read, len(source), backbone.image_px))
+
+
+def keep_small(read: Callable[[int], Pixels], images: int, image_px: int) -> Callable[[int], Pixels]:
+    """`read` that decodes each image once and keeps it, where all of them take at most `MOST_KEPT_BYTES`.
+
+    Decoding small images takes as long as training a small network on them.
+    """
+    shape = (images, 3, image_px, image_px)
+    if int(np.prod(shape, dtype=np.int64)) > MOST_KEPT_BYTES:
+        return read
+    kept, there = np.empty(shape, np.uint8), np.zeros(images, bool)
+
+    def again(number: int) -> Pixels:
+        if not there[number]:
+            kept[number] = read(number)
+            there[number] = True
+        pixels: Pixels = kept[number]
+        return pixels
+
+    return again
 
 
 def to_batch(pixels_B3HW: Tensor, backbone: Backbone, device: torch.device) -> Tensor:

@@ -26,6 +26,8 @@ from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 from cspipe.store.layout import list_stores
+from cspipe.store.remote import local_path
+from cspipe.store.remotes import shown
 from cspipe.store.split import labelled_folds
 
 HELD_FOLDS = 5
@@ -73,13 +75,13 @@ def store_of_head(saved: SavedHead, store: Path | None, stores: Path) -> Store:
     card = saved.card
     if store is None:
         there = [path for path in list_stores(stores) if path.name == Path(card["store"]).name]
-        recorded = Path(card["store"])
-        if not there and not recorded.exists():
+        recorded = there[0] if there else local_path(card["store"])
+        if not recorded.exists():
             raise MissingDataError(
-                f"{saved.path} was trained on {recorded.name}, which is not under {stores}: name its folder with "
-                "--stores."
+                f"{saved.path} was trained on {recorded.name}, which is not under {shown(stores)}: name its folder "
+                "with --stores."
             )
-        store = there[0] if there else recorded
+        store = recorded
     opened = open_store(store)
     if opened.attributes["key_sha256"] != card["store_key"] or opened.dataset != card["dataset"]:
         raise MismatchError(

@@ -8,6 +8,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
+from cspipe.extract.drawn import ConvSmall
 from cspipe.finetune.model import Joined
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.store.errors import SettingError
@@ -16,10 +17,15 @@ Groups = list[dict[str, Any]]
 
 
 def backbone_lr(backbone: nn.Module, settings: FinetuneSettings) -> float:
-    """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer."""
+    """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer.
+
+    Drawn weights know nothing that a large step could undo.
+    """
     if settings.lr is not None:
         return settings.lr
     if settings.adapter == "lora":
+        return 1e-3
+    if any(isinstance(part, ConvSmall) for part in backbone.modules()):
         return 1e-3
     return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 1e-5
 

@@ -18,6 +18,7 @@ from cspipe.extract.embed import pick_device
 from cspipe.finetune.adapter import add_lora, merge_lora
 from cspipe.finetune.drift import DRIFT
 from cspipe.finetune.gain import paired_gain
+from cspipe.finetune.image_decoder import channels_of, put_back, put_image_decoder, rebuilds_image
 from cspipe.finetune.images import live_tokens, reload_backbone
 from cspipe.finetune.kept import OtherImages, kept_knowledge, other_images
 from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of, store_of_head
@@ -33,6 +34,7 @@ from cspipe.finetune.world import World, join_world, own_device
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.evaluate import accuracy, confusion
 from cspipe.headtrain.run import provenance
+from cspipe.store.remotes import shown
 
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done."""
@@ -174,18 +176,23 @@ def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device,
         len(loaded.class_names),
     )  # fmt: skip
     rotation = learned_rotation(loaded.backbone.width) if "rift-learned" in settings.regularisers else None
-    stack = copy.deepcopy(head.stack)  # the head itself is judged beside the tuned one
+    stack, channels = copy.deepcopy(head.stack), 0  # the head itself is judged beside the tuned one
+    if rebuilds_image(settings, head.settings):
+        channels = channels_of(rows.images, rows.labelled)
+        put_image_decoder(stack, loaded.backbone.image_px, channels, int(loaded.saved.card["train_seed"]))
     model = Joined(loaded.backbone.model, stack, head.projection, rotation).to(device)
     at = torch.from_numpy(rows.labelled)
     anchors = make_anchors(settings.regularisers, model, rows.cached_ND[at], rows.label_N[at], len(loaded.class_names))
     prior_1K = torch.from_numpy(prior_K).float().to(device)[None]
-    return Parts(model, loaded.backbone, head.settings, prior_1K, device, anchors, world)
+    return Parts(model, loaded.backbone, head.settings, prior_1K, device, anchors, world, channels)
 
 
 def with_model(loaded: Loaded, settings: FinetuneSettings, trained: Trained) -> Loaded:
     """What was loaded, with the trained network and head in place of the first ones; an adapter is merged."""
     if settings.adapter == "lora":
         merge_lora(trained.backbone)
+    if rebuilds_image(settings, loaded.head.settings):
+        put_back(trained.stack, loaded.head.stack)
     backbone = replace(loaded.backbone, model=trained.backbone.eval())
     return replace(loaded, backbone=backbone, head=replace(loaded.head, stack=trained.stack.eval()))
 
@@ -201,7 +208,7 @@ def judge(loaded: Loaded, trained: Trained, parts: Parts, run: Path) -> dict[str
     moved = epoch_record(trained)
     return {
         "method": card["method"], "labels": len(loaded.labelled_row_id), "split_seed": card["split_seed"],
-        "backbone": loaded.backbone.name, "dataset": loaded.store.dataset, "store": str(loaded.store.path),
+        "backbone": loaded.backbone.name, "dataset": loaded.store.dataset, "store": shown(loaded.store.path),
         "images": len(loaded.train.unlabelled), "judged_rows": len(judged.rows),
         "accuracy_before": accuracy(before, judged.label_M), "accuracy_after": accuracy(after, judged.label_M),
         **paired_gain(before, after, judged.label_M),

@@ -30,13 +30,14 @@ class FinetuneSettings:
             marginal of the content) are those of one pass.
         augment: names of augmentations joined by +, drawn anew each time an image is seen; empty: none.
         lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer, 1e-3
-            for an adapter.
+            for an adapter or a network with drawn weights.
         layer_decay: each block learns at this share of the rate of the block behind it.
         head_lr: of encoder and decoder. weight_decay: AdamW's. clip: largest norm of the gradient.
         ema: decay of the moving average of all weights, which is then what is judged and kept; 0: none.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         autocast: bfloat16 in the backbone's forward pass; None: on CUDA alone.
-        target: what L_y rebuilds: the `cached` token, or the `live` one; either is held fixed.
+        target: what L_y rebuilds: the `cached` token, the `live` one, either held fixed, or the `image` itself by a
+            decoder of its own, as the predecessor does, which is for training from scratch.
         regularisers: name -> weight.
         noise: kind of r3f's and r4f's noise. noise_scale: its half width or deviation, in normalised pixels.
         radius: root mean square of pdr's delta, in normalised pixels.
@@ -66,7 +67,7 @@ class FinetuneSettings:
     ema: Annotated[float, Ge(0), Lt(1)] = 0.0
     grad_checkpointing: bool = False
     autocast: bool | None = None
-    target: Literal["cached", "live"] = "cached"
+    target: Literal["cached", "live", "image"] = "cached"
     regularisers: Mapping[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
     noise: Literal["normal", "uniform"] = "normal"
     noise_scale: Positive = 1e-5

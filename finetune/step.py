@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cspipe.extract.backbones import Backbone
+from cspipe.finetune.image_decoder import image_rows
 from cspipe.finetune.images import to_batch
 from cspipe.finetune.model import Joined
 from cspipe.finetune.optimise import apply, gradients, norm_of, parameters_of
@@ -42,6 +43,7 @@ class Parts:
         device: where the model is.
         anchors: what regularisers compare with.
         world: which of how many processes.
+        channels: of the image that L_y rebuilds; 0 where it rebuilds the token.
     """
 
     model: Joined
@@ -51,6 +53,7 @@ class Parts:
     device: torch.device
     anchors: Anchors
     world: World = ALONE
+    channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,10 @@ def forward(
     live_XD = cached_XD if pixels_X3HW is None else parts.world.gather(embed(parts, pixels_X3HW, settings))
     projected_1XP, share_1B1 = with_mixed(parts, model.projection(live_XD)[None], labelled, generator)
     target = model.projection(cached_XD[labelled:])[None] if settings.target == "cached" else None
+    image_1BI = pixels_rebuilt(parts, one, labelled)
     terms, samples = objective(
         model.stack, projected_1XP, label_L[None], parts.prior_1K, parts.head_settings, target_HBP=target,
-        share_HB1=share_1B1,
+        share_HB1=share_1B1, image_HBI=image_1BI,
     )  # fmt: skip
     loss = total(terms, parts.head_settings).sum()
     if pixels_X3HW is not None and settings.regularisers:
@@ -126,7 +130,8 @@ def forward(
         terms |= kept
     losses, told = {"main": loss}, terms | {"total": loss}
     if samples:
-        judged = critic_losses(model.stack, samples, real_samples(parts, cached_XD[labelled:], generator))
+        real_1BX = model.projection(cached_XD[labelled:])[None] if image_1BI is None else image_1BI
+        judged = critic_losses(model.stack, samples, real_samples(parts, real_1BX, generator))
         losses["critics"] = torch.stack(list(judged.values())).sum()
         told |= {f"critic_{name}": value for name, value in judged.items()}
     return losses, {name: value.detach().reshape(()) for name, value in told.items()}
@@ -156,12 +161,20 @@ def with_mixed(
     return torch.cat([projected_1XP, mixed(unlabelled_1BP, share_1B1)], 1), share_1B1
 
 
-def real_samples(parts: Parts, cached_BD: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """What the discriminators take for real: prior draws, and cached tokens."""
-    stack, rows, dtype = parts.model.stack, len(cached_BD), parts.prior_1K.dtype
+def pixels_rebuilt(parts: Parts, one: Pass, labelled: int) -> Tensor | None:
+    """Pixels in [0, 1] `(1, B, I)` of the whole batch's unlabelled images; None where the token is rebuilt."""
+    if one.pixels_X3HW is None or not parts.channels:
+        return None
+    mine_XI = image_rows(one.pixels_X3HW, parts.channels, parts.prior_1K)[0]
+    return parts.world.gather(mine_XI)[None, labelled:]
+
+
+def real_samples(parts: Parts, real_1BX: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """What the discriminators take for real: prior draws, and cached tokens or images."""
+    stack, rows, dtype = parts.model.stack, real_1BX.shape[1], parts.prior_1K.dtype
     drawn = draw_prior(parts.prior_1K[0], rows, generator, 1)
     return {
         "content": torch.nn.functional.one_hot(drawn, stack.classes).to(dtype),
         "style": torch.randn(1, rows, stack.style, generator=generator, device=parts.device, dtype=dtype),
-        "token": parts.model.projection(cached_BD)[None],
+        "token": real_1BX,
     }

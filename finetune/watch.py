@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cspipe.finetune.drift import measure_drift
+from cspipe.finetune.image_decoder import image_rows
 from cspipe.finetune.images import Ints, live_tokens
 from cspipe.finetune.model import Joined
 from cspipe.finetune.plan import TrainRows
@@ -51,12 +52,16 @@ def watch_epoch(parts: Parts, shown: nn.Module, rows: TrainRows, settings: Finet
         logits_MK = shown.content(live_MD)
         value = content_cross_entropy(logits_LK=logits_MK[None], label_L=label_1M)
     else:
-        value = unsupervised(parts, shown, live_ND.to(parts.device), cached_ND.to(parts.device), settings)
+        image_1NI = None
+        if parts.channels:
+            image_1NI = image_rows(rows.images.batch(chosen), parts.channels, parts.prior_1K)
+        value = unsupervised(parts, shown, live_ND.to(parts.device), cached_ND.to(parts.device), settings, image_1NI)
     return told | {"criterion": float(value.sum()) if bool(value.isfinite().all()) else None}
 
 
 def unsupervised(
-    parts: Parts, shown: Joined, live_ND: Tensor, cached_ND: Tensor, settings: FinetuneSettings
+    parts: Parts, shown: Joined, live_ND: Tensor, cached_ND: Tensor, settings: FinetuneSettings,
+    image_1NI: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The objective's value on unlabelled rows alone, without L_c and what needs discriminators or mixing.
 
@@ -69,5 +74,5 @@ def unsupervised(
     nobody = torch.zeros(1, 1, dtype=torch.int64, device=projected_1NP.device)
     target = shown.projection(cached_ND)[None] if settings.target == "cached" else None
     token_1XP = torch.cat([projected_1NP[:, :1], projected_1NP], 1)
-    terms, _ = objective(shown.stack, token_1XP, nobody, parts.prior_1K, plain, target_HBP=target)
+    terms, _ = objective(shown.stack, token_1XP, nobody, parts.prior_1K, plain, target_HBP=target, image_HBI=image_1NI)
     return total({name: value for name, value in terms.items() if name != "L_c"}, plain)

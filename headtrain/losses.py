@@ -9,7 +9,7 @@
 |               | `content_marginal_kl` plus a weight times `content_entropy`                       |
 | D_s           | `adversarial` on the style discriminator, `gaussian_kl` or `mmd`                  |
 | D_y           | `adversarial` on the token discriminator                                          |
-| L_y           | `token_reconstruction`                                                            |
+| L_y           | `token_reconstruction`; of pixels, as in the predecessor, `image_reconstruction`  |
 | L_mix         | `interpolation` (ours)                                                            |
 | discriminator | `discriminator_loss`; its logit estimates log prior/model, `density_ratio_kl` logs |
 
@@ -105,6 +105,23 @@ def token_reconstruction(*, token_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
             f"{tuple(rebuilt_BD.shape)}."
         )
     return 1 - F.cosine_similarity(token_BD, rebuilt_BD, dim=-1).mean(-1)
+
+
+def image_reconstruction(*, pixel_BI: Tensor, logit_BI: Tensor) -> Tensor:
+    """L_y on pixels: binary cross-entropy of rebuilt ones, mean over pixels and rows, `(..., B, I)` twice -> `(...)`.
+
+    Pixels are in [0, 1], black to white, and sigmoid(logit) is the rebuilt pixel. At its least it is the pixels' own
+    entropy, 0 for black and white ones alone.
+
+    Raises:
+        SettingError: the two differ in shape.
+    """
+    if pixel_BI.shape != logit_BI.shape:
+        raise SettingError(
+            f"image_reconstruction wants two tensors of one shape; it was given {tuple(pixel_BI.shape)} and "
+            f"{tuple(logit_BI.shape)}."
+        )
+    return (F.softplus(logit_BI) - pixel_BI * logit_BI).mean((-2, -1))
 
 
 def gaussian_kl(*, style_BS: Tensor) -> Tensor:

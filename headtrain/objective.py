@@ -24,6 +24,7 @@ def objective(
     target_HBP: Tensor | None = None,
     share_HB1: Tensor | None = None,
     prior_HBS: Tensor | None = None,
+    image_HBI: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every term of L_total that is switched on, one value a head, and the logits of the discriminators.
 
@@ -37,6 +38,8 @@ def objective(
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: share of the row itself in each mixed row; None: there are none, and no L_mix.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
+        image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
+            where the decoder gives logits of pixels.
 
     Returns:
         Terms `(H,)` by their symbol, unweighted, and each discriminator's logits `(H, B)` of the unlabelled rows, still
@@ -53,9 +56,8 @@ def objective(
     content_HBK = logits_HBK.softmax(-1)
     shown = {"content": content_HBK, "style": style_HBS}
     if settings.lambda_y or settings.lambda_yy:
-        shown["token"] = stack.decode(content_HBK, style_HBS)
         target_HBP = token_HBP if target_HBP is None else target_HBP
-        terms["L_y"] = losses.token_reconstruction(token_BD=target_HBP.detach(), rebuilt_BD=shown["token"])
+        terms["L_y"], shown["token"] = reconstruction(stack.decode(content_HBK, style_HBS), target_HBP, image_HBI)
     if share_HB1 is not None:
         followed_HBK = losses.sharpened(content_BK=content_HBK.detach(), temperature=settings.mix_temperature)
         terms["L_mix"] = losses.interpolation(
@@ -72,6 +74,13 @@ def objective(
         terms[symbol] = losses.adversarial(logit_B=judged[name], estimator=settings.estimator)
         terms[f"{symbol}_kl"] = losses.density_ratio_kl(logit_B=judged[name].detach())
     return terms, judged
+
+
+def reconstruction(rebuilt_HBX: Tensor, target_HBP: Tensor, image_HBI: Tensor | None) -> tuple[Tensor, Tensor]:
+    """L_y `(H,)` and what D_y looks at: rebuilt tokens, or where there are images, rebuilt pixels in [0, 1]."""
+    if image_HBI is not None:
+        return losses.image_reconstruction(pixel_BI=image_HBI, logit_BI=rebuilt_HBX), rebuilt_HBX.sigmoid()
+    return losses.token_reconstruction(token_BD=target_HBP.detach(), rebuilt_BD=rebuilt_HBX), rebuilt_HBX
 
 
 def closed_form_style(style_HBS: Tensor, prior_HBS: Tensor | None, settings: HeadSettings) -> Tensor:

@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cspipe.extract import open_clip_models, radio, timm_models
+from cspipe.extract import drawn, open_clip_models, radio, timm_models
 from cspipe.extract.backbones import BACKBONES, load_backbone, load_tokens
 from cspipe.extract.images import decode, normalise, to_uint8
 from cspipe.extract.tokens import block_number, sequence_widths
 from cspipe.store.errors import MismatchError, UnknownNameError
 
-BUILD = {"timm": timm_models.build, "open_clip": open_clip_models.build, "radio": radio.build}
+BUILD = {"timm": timm_models.build, "open_clip": open_clip_models.build, "radio": radio.build, "drawn": drawn.build}
 NAMES = sorted(BACKBONES)
+SHIPPED = {"lite0": 32, "conv-small": 28}
+"""Backbones whose weights are always here -> the side they are tried at, pixels."""
 TRANSFORMER = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TEXT = {"context_length": 4, "vocab_size": 9, "width": 8, "heads": 2, "layers": 1}
 
@@ -25,8 +27,8 @@ TEXT = {"context_length": 4, "vocab_size": 9, "width": 8, "heads": 2, "layers": 
 def tiny_of(name):
     """The registered spec with its network shrunk by the constructor's own keywords."""
     spec = BACKBONES[name]
-    if name == "lite0":
-        return replace(spec, image_px=32)
+    if name in SHIPPED:
+        return replace(spec, image_px=SHIPPED[name])
     depth, side = 2, 2 * spec.side_multiple
     options = dict(spec.options)
     if name == "siglip":
@@ -88,7 +90,7 @@ def made(tmp_path_factory):
     def make(name):
         if name not in known:
             spec, file = tiny_of(name), None
-            if name != "lite0":
+            if name not in SHIPPED:
                 file = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
                 save_file(published(spec), file)
             known[name] = spec, file
@@ -150,7 +152,7 @@ def test_the_default_token_is_the_one_that_is_listed(made, name):
     assert len(backbone.weights_sha256) == 64
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "lite0"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SHIPPED])
 def test_weights_in_the_published_layout_all_arrive_and_a_missing_one_is_named(made, name, tmp_path):
     spec, file = made(name)
     state = load_file(file)

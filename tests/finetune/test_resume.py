@@ -93,6 +93,9 @@ EVERYTHING = {
     "average, two passes a step, views and early stopping": {
         "ema": 0.9, "accumulate": 2, "batch": 16, "augment": "affine", "stop": "unsupervised",
     },
+    "the image rebuilt, average and early stopping": {
+        "target": "image", "ema": 0.9, "stop": "unsupervised", "regularisers": {"rift": 0.1},
+    },
     "learned rotation, noise and probe": {
         "probe_steps": 3, "regularisers": {"rift-learned": 0.1, "r4f": 1.0, "masked": 0.1, "l2sp": 0.01},
     },

@@ -55,14 +55,16 @@ def together():
     return module
 
 
+@pytest.mark.parametrize("rebuild", [False, True], ids=["token", "image"])
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_give_the_weights_of_one_after_five_steps_in_float64(together, tmp_path, processes):
+def test_several_processes_give_the_weights_of_one_after_five_steps_in_float64(together, tmp_path, processes, rebuild):
     """With every term of a batch on: covariances, marginal, discriminators, contrasts, second passes."""
-    alone, told = together.run(World())
+    alone, told = together.run(World(), rebuild=rebuild)
+    assert (3 * 32**2 in {value.shape[-1] for name, value in alone.items() if "decoder" in name}) is rebuild
     assert not torch.allclose(alone["rotation.parametrizations.weight.original"].float(), torch.zeros(64, 64))
     assert told[-1]["skipped"] == 0
     assert {"D_c", "D_s", "D_y", "L_y", "L_mix", "critic_token"} <= told[0].keys()
-    start_all([str(HERE / "together.py"), str(tmp_path)], processes)
+    start_all([str(HERE / "together.py"), str(tmp_path), *(["rebuild"] if rebuild else [])], processes)
     for rank in range(processes):
         theirs = load_file(tmp_path / f"{rank}.safetensors")
         assert theirs.keys() == alone.keys()

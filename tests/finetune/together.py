@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from cspipe.finetune.image_decoder import put_image_decoder
 from cspipe.finetune.images import RowImages
 from cspipe.finetune.model import Joined
 from cspipe.finetune.optimise import optimisers
@@ -55,12 +56,14 @@ def image(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (3, 32, 32), np.uint8)
 
 
-def run(world: World) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Weights after the steps, and what each step told."""
+def run(world: World, *, rebuild: bool = False) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights after the steps, and what each step told; with `rebuild` the image is rebuilt in the token's place."""
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=32).double().eval()
     stack = ContentStyle(width=64, classes=CLASSES, style=HEAD.style, hidden=HEAD.hidden,
                          critics=critics_in_use(HEAD), seeds=[0]).double()  # fmt: skip
+    if rebuild:
+        put_image_decoder(stack, 32, 3, seed=0)
     projection = Projection(torch.zeros(64, dtype=torch.float64), torch.ones(64, dtype=torch.float64), None)
     rotation = learned_rotation(64).double()
     model = Joined(backbone, stack, projection, rotation)
@@ -70,7 +73,7 @@ def run(world: World) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     rows = TrainRows(images, cached_ND, label_N, np.arange(6), np.arange(ROWS))
     anchors = make_anchors(SETTINGS.regularisers, model, cached_ND[:6], label_N[:6], CLASSES)
     prior_1K = torch.full((1, CLASSES), 1 / CLASSES, dtype=torch.float64)
-    parts = Parts(model, Plain(), HEAD, prior_1K, torch.device("cpu"), anchors, world)  # type: ignore[arg-type]
+    parts = Parts(model, Plain(), HEAD, prior_1K, torch.device("cpu"), anchors, world, 3 * rebuild)  # type: ignore[arg-type]
     made, told = optimisers(model, SETTINGS), []
     for optimiser in made.values():
         for group in optimiser.param_groups:
@@ -88,6 +91,6 @@ def run(world: World) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mine = join_world("cpu")
-    weights, _ = run(mine)
+    weights, _ = run(mine, rebuild="rebuild" in sys.argv)
     save_file(weights, Path(sys.argv[1]) / f"{mine.rank}.safetensors")
     torch.distributed.destroy_process_group()
