@@ -13,9 +13,6 @@ digits; the JPEGs are the textiles of the package conformal-clip-data, or --jpeg
 """
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -27,13 +24,12 @@ from typing import Any
 import extract_forward
 import extract_memory
 import extract_peers
-from extract_bench import Bench, make_bench, make_folder, textiles
+from extract_bench import PACKAGES, Bench, introduce, make_bench, make_folder, processor, textiles
 
 from cspipe.headtrain.runs import environment, write_json
 from cspipe.store.errors import CspipeError, SettingError
 
 Told = argparse.Namespace
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "pillow", "numpy", "zarr")
 
 
 def arrays(bench: Bench, told: Told) -> dict[str, Any]:
@@ -93,23 +89,6 @@ def parse(arguments: list[str] | None) -> Told:
     parser.add_argument("--folder", type=Path, help="where stores and images are written; default: the system's own")
     parser.add_argument("--out", type=Path, help="keep all figures in this JSON file")
     return parser.parse_args(arguments)
-
-
-def processor() -> str:
-    """Its name, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def introduce(bench: Bench) -> None:
-    """What is run, on what, with what."""
-    named = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    print(
-        f"{shlex.join(['python', *sys.argv])}\n{processor()}, {os.cpu_count()} cores, {bench.workers} workers, "
-        f"Python {platform.python_version()}, {named}",
-        flush=True,
-    )
 
 
 def main(arguments: list[str] | None = None) -> None:

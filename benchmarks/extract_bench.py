@@ -1,13 +1,18 @@
 """What the parts of extract.py share: the backbone as extraction runs it, its workers, alternating runs, real JPEGs."""
 
+import os
+import platform
+import shlex
 import shutil
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -28,6 +33,8 @@ from cspipe.store.errors import MissingDataError, SettingError
 
 TEXTILES = "conformal-clip-data"
 """A distribution with 2,000 JPEGs of textiles, 250 px, in three class folders."""
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "pillow", "numpy", "zarr")
 
 Item = TypeVar("Item")
 
@@ -180,3 +187,20 @@ def make_folder(images: Sequence[Path], count: int, into: Path) -> Path:
 def listed(folder: Path) -> list[Path]:
     """The images of such a folder in the order of their rows in a store."""
     return sorted(folder.glob("*/*"))
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def introduce(bench: Bench) -> None:
+    """What is run, on what, with what."""
+    named = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(
+        f"{shlex.join(['python', *sys.argv])}\n{processor()}, {os.cpu_count()} cores, {bench.workers} workers, "
+        f"Python {platform.python_version()}, {named}",
+        flush=True,
+    )

@@ -41,6 +41,8 @@ TERMS: Mapping[str, Term] = {
     "critic_content": Term("", "", "content discriminator's own loss", "nats"),
     "critic_style": Term("", "", "style discriminator's own loss", "nats"),
     "critic_token": Term("", "", "token discriminator's own loss", "nats"),
+    "gradient_norm": Term("", "", "norm of the gradient", "before clipping"),
+    "skipped": Term("", "", "steps left out, not finite", ""),
     "accuracy": Term("", "", "accuracy", "from 0 to 1"),
     "cka": Term("", "", "CKA with the frozen tokens", "1: unmoved"),
     "knn_overlap": Term("", "", "neighbours shared with the frozen tokens", "1: all of ten"),
@@ -117,6 +119,8 @@ def make_curves(records: Iterable[Record], x: str) -> Curves:
     for record in records:
         method = record.get("method", "fine-tuning")
         for name, value in record.items():
+            if name == "skipped" and not value:  # a run that left none out needs no panel that says so
+                continue
             if name not in NO_CURVE and isinstance(value, int | float) and x in record:
                 values.setdefault(name, {}).setdefault(method, {}).setdefault(record[x], []).append(value)
     order = [name for name in TERMS if name in values] + sorted(values.keys() - TERMS.keys())

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cspipe.extract.recorded import recorded_dataset
+from cspipe.finetune.make_model import temperature_of
 from cspipe.headtrain import load_head
 from cspipe.headtrain.headfile import SavedHead
 from cspipe.headtrain.runs import read_report, write_atomic
@@ -104,7 +105,8 @@ def write_explorer(
     rows = choose_rows(store, saved, limit)
     pictures, side, problem = read_pictures(store, rows, data_dir, say)
     about = {"run": run.name, "seed": seed, "shown": len(rows.at_N), "total": rows.total, "problem": problem}
-    block = pack(describe(store, rows, saved, say) | {"tile": side, "perSheet": PER_SHEET})
+    temperature = temperature_of(saved, store, "cpu", on_progress=say).temperature
+    block = pack(describe(store, rows, saved, temperature, say) | {"tile": side, "perSheet": PER_SHEET})
     page = write_page(run / EXPLORER, told, about, block, pictures)
     link_explorer(run / "report.html")
     return {
@@ -140,10 +142,10 @@ def choose_rows(store: Store, saved: SavedHead, limit: int) -> Rows:
     return Rows(store.splits, in_split, at, row_id, label, roles, role, token_ND, len(columns[0]))
 
 
-def describe(store: Store, rows: Rows, saved: SavedHead, say: OnProgress) -> Document:
-    """What the page's script works on: columns of rows, three maps, rows to label next."""
+def describe(store: Store, rows: Rows, saved: SavedHead, temperature: float, say: OnProgress) -> Document:
+    """What the page's script works on: columns of rows, three maps, rows to label next; confidence is calibrated."""
     content_NK, style_NS = saved.head.encode(torch.from_numpy(rows.token_ND))
-    probability_NK = content_NK.softmax(-1).numpy()
+    probability_NK = (content_NK / temperature).softmax(-1).numpy()
     spaces = {"[CLS] tokens": rows.token_ND, "content": content_NK.numpy(), "style": style_NS.numpy()}
     maps = []
     for number, (name, value_NX) in enumerate(spaces.items()):

@@ -17,7 +17,6 @@ from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.extract.embed import probe_image
 from cspipe.extract.images import to_uint8
-from cspipe.finetune.make_model import model_folder
 from cspipe.finetune.model_card import card_text
 from cspipe.finetune.model_directory import (
     BACKBONE,
@@ -29,6 +28,7 @@ from cspipe.finetune.model_directory import (
     read_config,
 )  # fmt: skip
 from cspipe.headtrain.runs import write_atomic, write_json
+from cspipe.model_named import model_named
 from cspipe.onnx_use import use_onnx
 from cspipe.stages import calm
 from cspipe.store.errors import MissingDataError, SettingError, StoreError
@@ -70,7 +70,7 @@ def export(
     Args:
         common: options of every command.
         config: where stores are, and the device.
-        model: head run, fine-tuning run or model directory.
+        model: head run, fine-tuning run, model directory, or `latest`.
         to: folder to write; an empty or missing one.
         kind: `onnx`, one network from pixels to probabilities, or `safetensors`, the model directory.
         weights: file of the backbone's weights, where they are no longer where they were.
@@ -88,7 +88,7 @@ def export(
     calm(common)
     check_target(to, fresh)
     say: Callable[[str], None] = (lambda text: None) if common.quiet else message
-    folder = model_folder(model, stores=config.stores, weights=weights, device=config.device, on_message=say)
+    folder = model_named(common, config, model, weights)
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

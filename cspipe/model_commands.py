@@ -10,14 +10,14 @@ from cspipe.common import Common, with_common
 Option, Argument = typer.Option, typer.Argument
 model_app = typer.Typer(rich_markup_mode=None)
 
-Model = Annotated[Path, Argument(help="A head run, a fine-tuning run, or a model directory.")]
+MODEL = "A head run, a fine-tuning run, a model directory, or latest: the newest run."
 Weights = Annotated[Path | None, Option(help="File of backbone weights: .safetensors, or .pth read safely.")]
 
 
 @model_app.command()
 @with_common
 def predict(
-    model: Model,
+    model: Annotated[Path, Argument(help=MODEL)],
     images: Annotated[list[str], Argument(help="Files, folders, patterns in quotes.")],
     common: Common,
     out: Annotated[Path | None, Option(help="File of the answers. [default: standard output]")] = None,
@@ -41,9 +41,9 @@ def predict(
 @model_app.command()
 @with_common
 def export(
-    model: Model,
     common: Common,
     to: Annotated[Path, Option(metavar="DIR", help="Folder to write.")],
+    model: Annotated[Path, Argument(metavar="[MODEL]", help=MODEL)] = Path("latest"),
     format_: Annotated[str, Option("--format", help="onnx or safetensors.")] = "onnx",
     fresh: Annotated[bool, Option("--fresh", help="Replace the model that lies there.")] = False,
     weights: Weights = None,
@@ -63,7 +63,10 @@ def suggest(
     n: Annotated[int, Option("--n", min=1, help="How many images.")] = 20,
     out: Annotated[Path, Option(metavar="CSV", help="File to fill in.")] = Path("suggested.csv"),
 ) -> None:
-    """List the unlabelled images whose labels would help most, as a CSV for cspipe head --labels-from."""
+    """List the unlabelled images whose labels would help most, with the head's guess and its calibrated probability.
+
+    The CSV waits for labels, for cspipe head --labels-from.
+    """
     from cspipe import display
     from cspipe.suggest import print_suggest, run_suggest
 

@@ -6,7 +6,7 @@ Legend: `N` images, `K` classes.
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.extract.progress import ProgressLike, console_progress
 from cspipe.extract.run import extract
-from cspipe.finetune.make_model import model_folder
 from cspipe.finetune.model_directory import BACKBONE, Model, load_model
 from cspipe.images_named import PREDICTED, as_dataset, find_images
+from cspipe.model_named import model_named
 from cspipe.stages import calm
 from cspipe.store import open_store
 from cspipe.store.errors import SettingError
 from cspipe.store.reader import Split
+from cspipe.store.remote import local_path
 from cspipe.store.table import storable_paths
 from cspipe.terminal import message, print_json
 
@@ -50,7 +51,7 @@ def predict(
     Args:
         common: options of every command.
         config: where stores are, and the device.
-        model: head run, fine-tuning run or model directory.
+        model: head run, fine-tuning run, model directory, or `latest`.
         named: files, folders and patterns.
         out: file of the answers; None: standard output.
         wanted: csv, json or parquet; None: as the file's suffix says.
@@ -68,12 +69,11 @@ def predict(
         raise SettingError(f"--abstain-below is a probability from 0 to 1; {abstain_below} was given.")
     calm(common)
     begun, kind, paths = time.perf_counter(), format_of(out, wanted), find_images(named)
-    say: Callable[[str], None] = (lambda text: None) if common.quiet else message
-    folder = model_folder(model, stores=config.stores, weights=weights, device=config.device, on_message=say)
+    folder = model_named(common, config, model, weights)
     loaded = load_model(folder, weights=weights, device=config.device)
     with nullcontext() if common.quiet else console_progress() as progress:
         extracted = embed(loaded, paths, config.stores, weights, config.device, progress)
-    answers = answer(loaded, paths, Path(extracted["store"]), abstain_below)
+    answers = answer(loaded, paths, local_path(extracted["store"]), abstain_below)
     told, kept = write(answers, out, kind, common.json)
     seconds = time.perf_counter() - begun
     return {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cspipe.common import Common
 from cspipe.config import Config
 from cspipe.finetune.load import choose_head, store_of_head
+from cspipe.finetune.make_model import silent, temperature_of
 from cspipe.headtrain.cells import safe_cell
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.headfile import SavedHead
@@ -18,7 +19,8 @@ from cspipe.headtrain.suggestion import suggest
 from cspipe.stages import calm
 from cspipe.store import Store
 from cspipe.store.errors import SettingError
-from cspipe.terminal import plain, print_table
+from cspipe.store.remotes import shown
+from cspipe.terminal import message, plain, print_table, stage_progress
 
 Document = dict[str, Any]
 Ints = NDArray[np.int64]
@@ -36,7 +38,8 @@ def run_suggest(common: Common, config: Config, run: Path | None, count: int, ou
         out: the CSV file; one that is there is never written over, for it may hold labels.
 
     Returns:
-        A JSON document: the rows, each with its image's path and the head's guess, the least certain first.
+        A JSON document: the rows, each with its image's path, the head's guess and its calibrated probability, the
+        least certain first; the temperature, and how many labelled rows it was fitted on.
 
     Raises:
         SettingError: the file is there, or fewer images have no label.
@@ -46,7 +49,9 @@ def run_suggest(common: Common, config: Config, run: Path | None, count: int, ou
         raise SettingError(f"{out} is there and may hold labels: name another file with --out, or remove it.")
     saved = choose_head(run, config.runs, None, 0, config.device)
     store = store_of_head(saved, None, config.stores)
-    found = rows_to_label(saved, store, count)
+    with stage_progress(common.quiet) as step:
+        fitted = temperature_of(saved, store, config.device, silent if common.quiet else message, step)
+    found = rows_to_label(saved, store, count, fitted.temperature)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("x", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -55,24 +60,30 @@ def run_suggest(common: Common, config: Config, run: Path | None, count: int, ou
             names = (safe_cell(told["path"]), safe_cell(told["guess"]))
             writer.writerow((told["row"], *names, f"{told['probability']:.4f}", ""))
     return {
-        "run": str(saved.path.parent.parent), "store": str(store.path), "class_names": store.class_names,
+        "run": str(saved.path.parent.parent), "store": shown(store.path), "class_names": store.class_names,
+        "temperature": fitted.temperature, "calibration_rows": fitted.rows,
         "images": store.attributes["sources"].get("data"), "rows": found, "out": str(out),
         "next": f"cspipe head --labels-from {out}",
     }  # fmt: skip
 
 
-def rows_to_label(saved: SavedHead, store: Store, count: int) -> list[Document]:
-    """Row id, path and the head's guess of the rows to label; its own labelled and its dev rows are left out."""
+def rows_to_label(saved: SavedHead, store: Store, count: int, temperature: float = 1.0) -> list[Document]:
+    """Row id, path and the head's guess of the rows to label; its own labelled and its dev rows are left out.
+
+    Which rows they are does not depend on the temperature, by which their probabilities are told: `suggest` was
+    measured on the head's own.
+    """
     rows = read_rows(store.path, dev_rows=int(saved.card.get("dev_rows", 0)))
     token_ND = resident(rows.token_ND, "suggest")
     free = np.flatnonzero(~np.isin(rows.row_id_N, saved.labelled_row_id))
     token_UD = token_ND if len(free) == len(token_ND) else token_ND[free]
-    probability_UK = saved.head.probabilities(token_UD).cpu().numpy()
+    logits_UK = saved.head.encode(token_UD)[0].double()
+    probability_UK = logits_UK.softmax(-1).cpu().numpy()
     picked = suggest(probability_UK, saved.head.projection.rows(token_UD).cpu().numpy(), count)
     path = dict(zip(store["train"].row_id().tolist(), store["train"].path(), strict=True))
     found = []
     for place in picked:
-        row, row_K = int(rows.row_id_N[free[place]]), probability_UK[place]
+        row, row_K = int(rows.row_id_N[free[place]]), (logits_UK[place] / temperature).softmax(-1)
         guess = store.class_names[int(row_K.argmax())]
         found.append({"row": row, "path": path[row], "guess": guess, "probability": float(row_K.max())})
     return found

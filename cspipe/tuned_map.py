@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cspipe.extract.recorded import recorded_dataset
-from cspipe.finetune.model_directory import load_model, token_of
+from cspipe.finetune.model_directory import load_model
 from cspipe.headtrain import load_head
 from cspipe.store import Store
 from cspipe.store.errors import MissingDataError
@@ -41,9 +41,9 @@ def map_tuned(
     pictures = [read(int(at)) for at in at_N]
     there = np.array([picture is not None for picture in pictures], np.bool_)
     model = load_model(directory)
-    tokens = [token_of(model.backbone, np.asarray(image), model.device) for image in pictures if image is not None]
-    if not tokens:
+    if not there.any():
         raise MissingDataError(f"none of the {len(at_N)} images can be read where they were: name --data-dir.")
     cached_ND = store[name].embedding()[at_N[there]].astype(np.float32)
     label_N, names = store[name].label()[at_N[there]], told["class_names"]
-    return place_rows(start.head, cached_ND, label_N, names), place_rows(model.head, np.stack(tokens), label_N, names)
+    tuned_ND = model.tokens([np.asarray(image) for image in pictures if image is not None])
+    return place_rows(start.head, cached_ND, label_N, names), place_rows(model.head, tuned_ND, label_N, names)

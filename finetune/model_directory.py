@@ -12,6 +12,7 @@ Legend: `N` images, `D` token width, `K` classes.
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cspipe.extract.backbones import Backbone, load_backbone, resolve_spec
-from cspipe.extract.embed import make_lane, pick_device, probe
+from cspipe.extract.embed import Lane, embed, make_lane, make_seat, pick_device, probe, single_threaded
 from cspipe.extract.images import decode as decode_image
-from cspipe.extract.images import normalise, to_uint8
+from cspipe.extract.images import to_uint8
+from cspipe.extract.parallel import worker_count
 from cspipe.extract.weights import file_sha256
 from cspipe.finetune.model_card import card_text
 from cspipe.headtrain.headfile import load_head, save_head
@@ -35,6 +37,8 @@ from cspipe.store.errors import MismatchError, MissingDataError, StoreError
 from cspipe.store.probe import MOST_APART, apart, decode, encode
 
 FORMAT = 1
+LOCAL = frozenset({"format", "settings", "shape", "store", "test_store"})
+"""What a head's file says that is written anew here, or is a place on the machine where it was trained."""
 CONFIG, HEAD, BACKBONE, CARD = "config.json", "head.safetensors", "backbone.safetensors", "README.md"
 
 Doubles = NDArray[np.float64]
@@ -70,13 +74,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone under a head, ready to run; see `load_model`."""
+    """A backbone under a head, ready to run; see `load_model`. The lane is the backbone as it runs on the device."""
 
     directory: Path
     backbone: Backbone
     head: Head
     config: dict[str, Any]
     device: torch.device
+    lane: Lane
 
     @property
     def class_names(self) -> list[str]:
@@ -95,21 +100,36 @@ class Model:
         Raises:
             BadImageError: an image that cannot be decoded.
         """
-        tokens = [token_of(self.backbone, image, self.device) for image in images]
-        return self.probabilities_of_tokens(torch.from_numpy(np.stack(tokens)))
+        return self.probabilities_of_tokens(torch.from_numpy(self.tokens(images)))
+
+    def tokens(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+        """Tokens `(N, D)` of images, in fp32; of several batches each worker decodes and embeds one at a time.
+
+        Raises:
+            BadImageError: an image that cannot be decoded.
+        """
+        size = self.backbone.spec.batch_size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        if len(parts) < 2:
+            return tokens_of(self.lane, images)
+        with (
+            single_threaded(),
+            ThreadPoolExecutor(worker_count([self.lane]), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            return np.concatenate(list(pool.map(lambda part: tokens_of(self.lane, part), parts)))
 
     def predict(self, images: Sequence[ImageLike]) -> list[str]:
         """The likeliest class of each image."""
         return [self.class_names[number] for number in self.probabilities(images).argmax(1)]
 
 
-def token_of(backbone: Backbone, image: ImageLike, device: torch.device) -> NDArray[np.float32]:
-    """Token `(D,)` of one image, in fp32, by the backbone's own preprocessing."""
-    pixels = to_uint8(decode_image(Path(image) if isinstance(image, str) else image), backbone.geometry)
-    batch = normalise(torch.from_numpy(pixels.copy())[None].to(device), backbone.mean, backbone.std)
-    with torch.inference_mode():
-        token_D: NDArray[np.float32] = backbone.model.eval()(batch)[0].float().cpu().numpy()
-    return token_D
+def tokens_of(lane: Lane, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+    """Tokens `(N, D)` of one batch of images, in fp32, by the backbone's own preprocessing."""
+    seat = make_seat(lane, len(images))
+    for number, image in enumerate(images):
+        decoded = decode_image(Path(image) if isinstance(image, str) else image)
+        seat.pixels_B3HW.numpy()[number] = to_uint8(decoded, lane.backbone.geometry)
+    return embed(lane, seat)
 
 
 def save_model(directory: Path, backbone: Backbone, head: Head, origin: Origin, *, trained: bool) -> Path:
@@ -128,7 +148,7 @@ def save_model(directory: Path, backbone: Backbone, head: Head, origin: Origin, 
     if trained:
         state = {name.removeprefix("network."): value for name, value in backbone.model.state_dict().items()}
         save_file({name: v.detach().cpu().contiguous() for name, v in state.items()}, partial / BACKBONE)
-    facts = {key: value for key, value in origin.card.items() if key not in ("format", "settings", "shape", "store")}
+    facts = {key: value for key, value in origin.card.items() if key not in LOCAL}
     save_head(partial / HEAD, head, origin.labelled_row_id, facts | {"accuracy": origin.accuracy})
     config = describe(backbone, origin, file_sha256(partial / BACKBONE) if trained else None)
     device = next(backbone.model.parameters()).device
@@ -210,8 +230,9 @@ def load_model(directory: Path | str, *, weights: Path | None = None, device: st
             f"{folder} was made with the preprocessing {config['transform']!r}, and here {backbone.name} has "
             f"{backbone.transform_words!r}: use the versions of the libraries that it was made with."
         )
-    check_probe(folder, probe(make_lane(backbone, place, "fp32")), recorded_D)
-    return Model(folder, backbone, load_head(folder / HEAD, device=device).head, config, place)
+    lane = make_lane(backbone, place, "fp32")
+    check_probe(folder, probe(lane), recorded_D)
+    return Model(folder, backbone, load_head(folder / HEAD, device=device).head, config, place, lane)
 
 
 def load_network(folder: Path, config: dict[str, Any], weights: Path | None, device: str) -> Backbone:

@@ -23,11 +23,10 @@ def backbone_lr(backbone: nn.Module, settings: FinetuneSettings) -> float:
     """
     if settings.lr is not None:
         return settings.lr
-    if settings.adapter == "lora":
-        return 1e-3
-    if any(isinstance(part, ConvSmall) for part in backbone.modules()):
-        return 1e-3
-    return 2e-4 if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else 1e-5
+    bold = settings.adapter == "lora" or any(
+        isinstance(part, nn.BatchNorm2d | ConvSmall) for part in backbone.modules()
+    )
+    return 1e-3 if bold else 1e-5
 
 
 def backbone_groups(backbone: Any, settings: FinetuneSettings) -> Groups:  # noqa: ANN401 - timm's have no common class

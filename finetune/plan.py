@@ -17,6 +17,8 @@ from cspipe.store.errors import SettingError
 Ints = NDArray[np.int64]
 PASSES, PROBE = 2, 3
 """Second words of the generators' keys, after the seed."""
+FEWEST_STEPS = 60
+"""Steps of a run whose epochs are not given."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def steps_an_epoch(rows: TrainRows, settings: FinetuneSettings) -> int:
     return max(1, len(rows.unlabelled) // (settings.batch * settings.accumulate))
 
 
+def count_epochs(rows: TrainRows, settings: FinetuneSettings) -> int:
+    """Passes over the unlabelled rows: as the settings say, else one, or as many as make `FEWEST_STEPS` steps."""
+    return settings.epochs or max(1, math.ceil(FEWEST_STEPS / steps_an_epoch(rows, settings)))
+
+
 def plan_batches(rows: TrainRows, settings: FinetuneSettings, seed: int) -> list[Ints]:
     """Row positions of every forward pass, labelled first; `accumulate` of them are a step. Resumed runs agree.
 
@@ -59,7 +66,7 @@ def plan_batches(rows: TrainRows, settings: FinetuneSettings, seed: int) -> list
     per_epoch = steps_an_epoch(rows, settings) * settings.accumulate
     size = min(settings.batch, len(rows.unlabelled) // settings.accumulate)
     passes = []
-    for _ in range(settings.epochs):
+    for _ in range(count_epochs(rows, settings)):
         order = generator.permutation(rows.unlabelled)
         passes += [order[number * size : (number + 1) * size] for number in range(per_epoch)]
     return with_labelled(rows, passes, settings, generator)

@@ -23,13 +23,14 @@ class FinetuneSettings:
         split_seed: which labelled split of the head run.
         probe_steps: steps of the head alone on cached tokens before the backbone learns too. The head run is a probe
             already, so 0; some let a head that was refitted settle.
-        epochs: passes over the unlabelled rows.
+        epochs: passes over the unlabelled rows; None: one, or as many as make 60 steps. Fewer steps end while head and
+            backbone are still apart, far below the cached head.
         limit: at most so many training images: the labelled ones and others evenly spaced; None is all.
         batch: unlabelled images a forward pass. labelled_batch: labelled images a forward pass.
         accumulate: forward passes a step; their gradients are averaged. Terms of a whole batch (covariances, the
             marginal of the content) are those of one pass.
         augment: names of augmentations joined by +, drawn anew each time an image is seen; empty: none.
-        lr: peak learning rate of the backbone; None: 2e-4 for a network with batch norm, 1e-5 for a transformer, 1e-3
+        lr: peak learning rate of the backbone; None: 1e-3 for a network with batch norm, 1e-5 for a transformer, 1e-3
             for an adapter or a network with drawn weights.
         layer_decay: each block learns at this share of the rate of the block behind it.
         head_lr: of encoder and decoder. weight_decay: AdamW's. clip: largest norm of the gradient.
@@ -53,7 +54,7 @@ class FinetuneSettings:
     lora_rank: Count = 8
     split_seed: Annotated[int, Ge(0)] = 0
     probe_steps: Annotated[int, Ge(0)] = 0
-    epochs: Count = 1
+    epochs: Count | None = None
     limit: Count | None = None
     batch: Annotated[int, Ge(2)] = 128
     labelled_batch: Annotated[int, Ge(2)] = 32

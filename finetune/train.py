@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cspipe.finetune.checkpoint import BEST, load_checkpoint, load_weights, save_checkpoint, save_weights
 from cspipe.finetune.model import Joined
 from cspipe.finetune.optimise import optimisers
-from cspipe.finetune.plan import Ints, TrainRows, learning_rate_share, plan_batches, plan_probe
+from cspipe.finetune.plan import Ints, TrainRows, learning_rate_share, plan_batches, plan_probe, steps_an_epoch
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.step import Parts, Pass, take_step
 from cspipe.finetune.watch import watch_epoch
@@ -83,7 +83,7 @@ class Loop:
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
-        return (self.steps - len(self.probe)) // self.settings.epochs
+        return steps_an_epoch(self.rows, self.settings)
 
     @property
     def shown(self) -> nn.Module:

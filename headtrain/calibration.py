@@ -3,7 +3,7 @@
 Legend: `N` rows, `L` labelled rows, `M` held-out labelled rows, `K` classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,7 @@ def calibrate(
     classes: int,
     view_VND: Sequence[torch.Tensor] = (),
     device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] | None = None,
 ) -> Calibration:
     """The temperature of a head that is trained already, from a second one that sees no held-out labelled row.
 
@@ -86,12 +87,15 @@ def calibrate(
         classes: K.
         view_VND: cached views of the rows.
         device: where the second head is trained.
+        on_step: called with the number of its steps done, some fifty times.
     """
     label_L = label_N.numpy()[task.labelled]
     held = held_out(label_L, task.seed)
     if not len(held):
         return Calibration(1.0, 0)
     second = without(task, task.labelled[held])
-    fit = fit_heads(token_ND, label_N, [second], settings, classes=classes, view_VND=view_VND, device=device)
+    fit = fit_heads(
+        token_ND, label_N, [second], settings, classes=classes, view_VND=view_VND, device=device, on_step=on_step
+    )  # fmt: skip
     logits_MK = fit.heads[0].encode(token_ND[torch.from_numpy(task.labelled[held])].to(device))[0]
     return Calibration(best_temperature(logits_MK.cpu().double().numpy(), label_L[held]), len(held))

@@ -53,6 +53,24 @@ def test_page_opens_without_network_or_complaint_and_axe_finds_no_serious_fault(
         assert serious_faults(page) == []
 
 
+def test_counts_of_four_digits_stay_on_one_line_on_a_phone_and_the_table_within_it(run, open_page):
+    page = open_page(run / "report.html", 390)
+    height = "Math.max(...[...document.querySelectorAll('.confusion td')].map(cell => cell.offsetHeight))"
+    before = page.evaluate(height)
+    page.eval_on_selector_all(".confusion tbody td", "all => all.forEach(cell => { cell.textContent = '4852'; })")
+    assert page.evaluate(height) == before
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_table_or_a_figure_is_printed_on_one_page(run, open_page):
+    page = open_page(run / "report.html")
+    page.emulate_media(media="print")
+    breaks = "all => all.map(one => getComputedStyle(one).breakInside)"
+    for what in (".numbers", ".confusion", ".panel", ".gallery li"):
+        assert set(page.eval_on_selector_all(what, breaks)) == {"avoid"}, what
+    assert page.eval_on_selector("figure:has(.panels)", "one => getComputedStyle(one).breakInside") == "auto"
+
+
 def test_the_check_for_faults_can_fail(run, open_page, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(

@@ -9,10 +9,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 
 from cspipe.explorer import GRID, digest, on_grid
+from cspipe.headtrain import load_head
 from cspipe.page import link_explorer
 from cspipe.store import open_store
 from cspipe.thumbnails import PER_SHEET, image_reader, sheets, tile_side
@@ -69,6 +72,26 @@ def test_explorer_predicts_as_the_report_says(explored):
     right = np.mean([data["guess"][row] == data["label"][row] for row in test])
     assert right == pytest.approx(next(r["accuracy"] for r in told["results"] if r["method"] == "content-style"))
     assert all(0.1 <= value <= 1 for value in data["confidence"])
+
+
+def test_confidence_is_at_the_temperature_of_predict(head_run, made, tmp_path):
+    from cspipe.explorer import write_explorer
+
+    confidence = {}
+    for temperature in (1.0, 2.0):
+        run = shutil.copytree(head_run, tmp_path / str(temperature) / head_run.name)
+        told = json.dumps({"temperature": temperature, "rows": 10})
+        (run / "heads" / "content-style-0.calibration.json").write_text(told)
+        write_explorer(run, stores=made / "stores", limit=50)
+        confidence[temperature] = packed(run / "explorer.html")["confidence"][:5]
+    store, saved = store_of(made), load_head(head_run / "heads" / "content-style-0.safetensors")
+    first = store.splits[0]
+    rows = packed(run / "explorer.html")
+    place = {row: at for at, row in enumerate(store[first].row_id().tolist())}
+    token_ND = store[first].embedding()[[place[row] for row in rows["id"][:5]]].astype(np.float32)
+    logits_NK = saved.head.encode(torch.from_numpy(token_ND))[0].numpy()
+    for temperature, told in confidence.items():
+        np.testing.assert_allclose(told, softmax(logits_NK / temperature, axis=1).max(1), atol=1e-4)
 
 
 def test_explorer_runs_only_the_scripts_whose_hashes_it_names(explored):

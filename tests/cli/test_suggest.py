@@ -1,11 +1,16 @@
 """`cspipe suggest` and `cspipe head --labels-from`: images to label, and their labels back."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.special import softmax
 
+from cspipe.finetune.make_model import model_folder
+from cspipe.finetune.model_directory import load_model
 from cspipe.headtrain import load_head
 from cspipe.store import open_store
 
@@ -30,6 +35,24 @@ def test_suggested_rows_have_no_label_yet_and_the_file_waits_for_one(document, p
     assert not set(known.tolist()) & {int(line["row"]) for line in lines}
     path = dict(zip(train.row_id().tolist(), train.path(), strict=True))
     assert [line["path"] for line in lines] == [path[int(line["row"])] for line in lines]
+
+
+def test_probabilities_are_those_of_predict_and_the_choice_is_the_heads_own(
+    document, places, made, head_run, train, tmp_path
+):
+    run = Path(shutil.copytree(head_run, tmp_path / "runs" / head_run.name))
+    told = document("suggest", run, *places, "--n", "6", "--out", tmp_path / "a.csv")
+    model = load_model(model_folder(run, stores=made / "stores"))
+    assert told["temperature"] == model.config["temperature"]
+    (run / "heads" / "content-style-0.calibration.json").write_text('{"temperature": 3.0, "rows": 12}')
+    warm = document("suggest", run, *places, "--n", "6", "--out", tmp_path / "b.csv")
+    assert (warm["temperature"], warm["calibration_rows"]) == (3.0, 12)
+    assert [entry["row"] for entry in warm["rows"]] == [entry["row"] for entry in told["rows"]]
+    place = {row: at for at, row in enumerate(train.row_id().tolist())}
+    token_ND = torch.from_numpy(train.embedding()[[place[entry["row"]] for entry in told["rows"]]])
+    for entries, temperature in ((told["rows"], told["temperature"]), (warm["rows"], 3.0)):
+        expected = softmax(model.head.encode(token_ND)[0].double().numpy() / temperature, axis=1).max(1)
+        np.testing.assert_allclose([entry["probability"] for entry in entries], expected, atol=1e-6)
 
 
 def test_what_was_filled_in_is_learnt_from(document, places, head_run, train, tmp_path):

@@ -61,7 +61,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def _settings(**changes: Any) -> FinetuneSettings:
     """Two blocks, three steps an epoch, a checkpoint every second step."""
-    small = {"unfreeze_blocks": 2, "batch": 32, "labelled_batch": 8, "lr": 5e-5, "checkpoint_steps": 2}
+    small = {"unfreeze_blocks": 2, "batch": 32, "labelled_batch": 8, "lr": 5e-5, "checkpoint_steps": 2, "epochs": 1}
     return FinetuneSettings(**{**small, **changes})
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cspipe.extract.datasets import load_dataset
 from cspipe.finetune.make_model import model_folder
 from cspipe.finetune.model_directory import load_model
-from cspipe.headtrain import load_head
+from cspipe.headtrain import HeadSettings, load_head
+from cspipe.headtrain.run import run_head
 from cspipe.store import open_store
 from cspipe.store.errors import MismatchError, MissingDataError, StoreError
 
@@ -46,6 +49,16 @@ def test_a_tuned_model_gives_its_own_accuracy_from_the_image_files(tuned, digits
     np.testing.assert_allclose(from_file, from_file[[0, 0, 0]], atol=1e-6)
 
 
+def test_tokens_of_many_images_are_those_of_each_alone_in_order(frozen, digits):
+    model, split = load_model(frozen), load_dataset("digits").splits["test"]
+    images = [split.load(number) for number in range(2 * model.backbone.spec.batch_size + 3)]
+    threads = torch.get_num_threads()
+    together = model.tokens(images)
+    assert torch.get_num_threads() == threads
+    np.testing.assert_allclose(together, np.concatenate([model.tokens([image]) for image in images]), atol=1e-4)
+    assert model.tokens([]).shape == (0, model.backbone.width) and model.predict([]) == []
+
+
 def test_a_frozen_model_holds_no_weights_but_says_which_they_are(frozen, digits):
     assert {path.name for path in frozen.iterdir()} == {"config.json", "head.safetensors", "README.md"}
     config = json.loads((frozen / "config.json").read_text())
@@ -67,8 +80,40 @@ def test_the_temperature_comes_from_labelled_rows_alone(frozen, digits, monkeypa
     monkeypatch.setattr("cspipe.headtrain.rows.read_test", lambda store: tuple(-part for part in read(store)))
     run = Path(shutil.copytree(digits.head_run, tmp_path / digits.head_run.name))
     shutil.rmtree(run / "model")
+    (run / "heads" / "content-style-0.calibration.json").unlink()
     again = json.loads((model_folder(run, stores=digits.stores) / "config.json").read_text())
     assert again["temperature"] == config["temperature"]
+
+
+def test_the_temperature_is_fitted_once_by_a_head_whose_training_is_told(frozen, digits, tmp_path):
+    run = Path(shutil.copytree(digits.head_run, tmp_path / digits.head_run.name))
+    shutil.rmtree(run / "model")
+    told, said = [], []
+
+    def make():
+        folder = model_folder(
+            run, stores=digits.stores, on_message=said.append, on_progress=lambda name, done: told.append((name, done))
+        )
+        return json.loads((folder / "config.json").read_text())["temperature"]
+
+    kept = make()
+    assert told == [] and said == []
+    shutil.rmtree(run / "model")
+    (run / "heads" / "content-style-0.calibration.json").unlink()
+    assert make() == kept
+    assert told[-1] == ("calibration", 1) and len(told) > 10 and told == sorted(told)
+    assert len(said) == 1 and "a second head is trained without a quarter of the labelled rows" in said[0]
+
+
+def test_no_second_head_is_trained_where_labels_are_too_few_to_hold_out(digits, tmp_path, monkeypatch):
+    quick = HeadSettings(components=16, hidden=16, style=4, discriminator=8, steps=10, batch=32)
+    told = run_head(
+        store=digits.store, runs=tmp_path, labels=30, seeds=1, methods=("content-style",), settings=quick
+    )  # fmt: skip
+    run = Path(told["run"])
+    monkeypatch.setattr("cspipe.finetune.make_model.calibrate", lambda *a, **b: pytest.fail("trained again"))
+    config = json.loads((model_folder(run, stores=digits.stores) / "config.json").read_text())
+    assert (config["temperature"], config["calibration_rows"]) == (1, 0)
 
 
 def test_a_model_is_made_once(frozen, digits, monkeypatch):
@@ -78,6 +123,30 @@ def test_a_model_is_made_once(frozen, digits, monkeypatch):
 
 def test_the_run_of_a_tuned_model_stands_for_it(tuned, digits):
     assert model_folder(Path(tuned["run"]), stores=digits.stores) == Path(tuned["model_dir"])
+
+
+def keys(document, before=""):
+    """Every key of a document, with those of its parts behind a dot, `[]` for the parts of a list."""
+    found = []
+    if isinstance(document, dict):
+        for name, value in document.items():
+            found += [f"{before}{name}", *keys(value, f"{before}{name}.")]
+    for part in document if isinstance(document, list) else ():
+        found += keys(part, f"{before.removesuffix('.')}[].")
+    return sorted(set(found))
+
+
+def test_the_layout_of_a_model_directory_is_the_recorded_one(frozen, tuned):
+    """Others read these names. Where one changes on purpose, change the file too, and FORMAT if old readers break."""
+    golden = json.loads((Path(__file__).parent.parent / "golden" / "model-directory.json").read_text())
+    for kind, folder in (("frozen", frozen), ("tuned", Path(tuned["model_dir"]))):
+        assert sorted(path.name for path in folder.iterdir()) == golden["files"][kind]
+        config = json.loads((folder / "config.json").read_text())
+        assert keys(config) == golden["config"][kind] and config["cspipe_model"] == golden["format"]
+        front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+        assert keys(front) == golden["card"]
+        with safe_open(folder / "head.safetensors", "pt") as head:
+            assert sorted(json.loads(head.metadata()["cspipe"])) == golden["head"]
 
 
 def test_changed_weights_are_refused(copy):

@@ -27,13 +27,22 @@ def rows(count: int = 96, labelled: int = 10) -> TrainRows:
 
 
 def planned(seed: int = 0, count: int = 96, **changes) -> list[np.ndarray]:
-    return plan_batches(rows(count), FinetuneSettings(**{"batch": 16, "labelled_batch": 4, **changes}), seed)
+    return plan_batches(
+        rows(count), FinetuneSettings(**{"batch": 16, "labelled_batch": 4, "epochs": 1, **changes}), seed
+    )
 
 
 def test_batches_are_a_function_of_the_seed_alone():
     first, again, other = planned(3), planned(3), planned(4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_epochs_that_are_not_given_make_sixty_steps_or_one_pass():
+    assert len(planned(epochs=None)) == 60
+    assert len(planned(epochs=None, batch=13)) == 9 * 7
+    assert len(planned(epochs=None, count=2000)) == len(planned(count=2000)) == 125
+    assert len(planned(epochs=None, accumulate=2)) == 2 * 60
 
 
 def test_every_row_is_seen_once_an_epoch_and_epochs_differ_in_order():
@@ -206,7 +215,7 @@ def test_supervised_passes_hold_labelled_rows_alone_and_are_as_many():
 
 
 def test_the_probe_has_batches_of_its_own_and_changes_none_of_the_others():
-    settings = FinetuneSettings(batch=16, labelled_batch=4, probe_steps=5)
+    settings = FinetuneSettings(batch=16, labelled_batch=4, probe_steps=5, epochs=1)
     probe = plan_probe(rows(), settings, 0)
     assert len(probe) == 5
     assert {len(batch) for batch in probe} == {20}
