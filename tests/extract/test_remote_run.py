@@ -87,6 +87,10 @@ def test_extract_and_everything_after_it_work_behind_a_url(
     assert code == 0 and json.loads(out)["images"] == 1, err
     assert any(name.startswith("predicted/") for name in objects(s3, "stores"))
     assert cspipe("store", "verify", url)[0] == 0
+    code, out, err = cspipe("finetune", "--unfreeze", "--epochs", 1, *runs, "--json")
+    assert code == 0 and json.loads(out)["store"] == url, err
+    code, out, err = cspipe("extract", BACKBONE, "digits", *options, "--dry-run")
+    assert code == 0 and set(json.loads(out)["stores"][0]["rows_to_compute"].values()) == {0}, err
 
     key = f"stores/{url.rpartition('/')[2]}/train/embedding/c/1/0"
     whole = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
