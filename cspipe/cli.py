@@ -127,7 +127,8 @@ def head(
         str | None, Option(metavar="DATASET", help="Judge on this data set's store of the same backbone instead.")
     ] = None,
     labels_from: Annotated[
-        Path | None, Option(metavar="CSV", help="Further labels: what cspipe suggest wrote, filled in.")
+        list[Path] | None,
+        Option(metavar="CSV", help="Further labels: what cspipe suggest wrote, filled in. May be given again."),
     ] = None,
     set_: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="A setting of the head.")] = None,
     tensorboard: Tensorboard = False,
@@ -138,7 +139,8 @@ def head(
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
-        "methods": method.split(",") if method else None, "test_dataset": test_dataset, "labels_from": labels_from,
+        "methods": method.split(",") if method else None, "test_dataset": test_dataset, 
+        "labels_from": [str(path) for path in labels_from] if labels_from else None,
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
     store = stages.choose_store(config, backbone=backbone, dataset=dataset)

@@ -64,7 +64,7 @@ class HeadConfig(BaseModel):
     methods: tuple[str, ...] = DEFAULT_METHODS
     dev_rows: Annotated[int, Field(ge=0)] = 0
     test_dataset: str | None = None
-    labels_from: Path | None = None
+    labels_from: tuple[Path, ...] = ()
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     settings: CheckedHeadSettings = CheckedHeadSettings()
 

@@ -1,7 +1,7 @@
 """Labels that a person gave in a CSV file: what `cspipe suggest` wrote, filled in."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ from cspipe.store.errors import MismatchError, MissingDataError, SettingError, u
 HEADER = "a first line with `label` and with `row` or `path`, such as row,path,label"
 
 
-def read_labels(path: Path, store: Store) -> dict[int, int]:
-    """Class number of each row id that the file gives a label to; lines without a label are passed over.
+def read_labels(paths: Sequence[Path], store: Store) -> dict[int, int]:
+    """Class number of each row id that the files give a label to; lines without a label are passed over.
 
     Args:
-        path: the file. Images are known by the store's row id or by the path that the store has of them, labels by
+        paths: the files. Images are known by the store's row id or by the path that the store has of them, labels by
             the name of the class.
         store: of those images.
 
@@ -32,15 +32,17 @@ def read_labels(path: Path, store: Store) -> dict[int, int]:
     by_path, known = dict(zip(names, row_id.tolist(), strict=True)), dict(zip(row_id.tolist(), names, strict=True))
     class_number = {safe_cell(name): number for number, name in enumerate(store.class_names)}
     given: dict[int, int] = {}
-    for line, cells in filled_lines(path):
-        row = row_of(cells, by_path, known, f"{path}, line {line}")
-        label = safe_cell(cells["label"])
-        if label not in class_number:
-            raise unknown_name(f"class in {path}, line {line},", cells["label"], store.class_names)
-        if given.setdefault(row, class_number[label]) != class_number[label]:
-            raise SettingError(f"{path} gives row {row} two labels, the second in line {line}: leave one of them out.")
-    if not given:
-        raise SettingError(f"{path} holds no label: write the name of a class into its column `label`.")
+    for path in paths:
+        filled = list(filled_lines(path))
+        for line, cells in filled:
+            row = row_of(cells, by_path, known, f"{path}, line {line}")
+            label = safe_cell(cells["label"])
+            if label not in class_number:
+                raise unknown_name(f"class in {path}, line {line},", cells["label"], store.class_names)
+            if given.setdefault(row, class_number[label]) != class_number[label]:
+                raise SettingError(f"{path}, line {line}: row {row} has another label already: leave one of them out.")
+        if not filled:
+            raise SettingError(f"{path} holds no label: write the name of a class into its column `label`.")
     return given
 
 

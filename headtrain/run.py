@@ -43,7 +43,7 @@ def run_head(
     on_progress: OnProgress | None = None,
     memory: Memory | None = None,
     memory_gb: float | None = None,
-    labels_from: Path | None = None,
+    labels_from: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains and compares heads on the tokens of one store.
 
@@ -65,7 +65,7 @@ def run_head(
         memory: what runs on the same rows (same store, dev rows and test store) need not compute again.
         memory_gb: how much memory the training rows may take, 10^9 bytes; three quarters of what is free where it is
             None. Rows that take more stay in their store and are read while heads train, see `streaming`.
-        labels_from: CSV of further labels, see `labelfile`; their rows are added to every draw.
+        labels_from: CSV files of further labels, see `labelfile`; their rows are added to every draw.
 
     Returns:
         The JSON document of contract: results, summary, paired differences, diagnostics, seconds.

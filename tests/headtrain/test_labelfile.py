@@ -46,7 +46,7 @@ def given(table, tmp_path):
 
     def read(text):
         (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
-        return read_labels(tmp_path / "labels.csv", table)
+        return read_labels([tmp_path / "labels.csv"], table)
 
     return read
 
@@ -55,6 +55,16 @@ def test_rows_are_known_by_number_or_by_path_and_empty_labels_are_passed_over(gi
     assert given("row,path,label\n10,a.png,cat\n11,,\n12,,<b>\n") == {10: 0, 12: 2}
     assert given("path,label\na.png,cat\n") == {10: 0}
     assert given("\ufeffrow,label\n10,cat\n") == {10: 0}
+
+
+def test_several_files_add_up_and_may_agree_but_not_differ(table, tmp_path):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("row,label\n10,cat\n")
+    second.write_text("row,label\n10,cat\n12,<b>\n")
+    assert read_labels([first, second], table) == {10: 0, 12: 2}
+    second.write_text("row,label\n10,<b>\n")
+    with pytest.raises(SettingError, match=r"second\.csv, line 2: row 10 has another label"):
+        read_labels([first, second], table)
 
 
 def test_names_that_were_made_safe_are_read_back(given, table):
@@ -68,7 +78,7 @@ FAULTS = {
     "row,label\n99,cat\n": (MissingDataError, "line 2: the store has no training row 99"),
     "path,label\nz.png,cat\n": (MissingDataError, "line 2: z.png is no training image"),
     "row,path,label\n10,b.png,cat\n": (MismatchError, "row 10 of this store is a.png, not b.png"),
-    "row,label\n10,cat\n10,<b>\n": (SettingError, "gives row 10 two labels, the second in line 3"),
+    "row,label\n10,cat\n10,<b>\n": (SettingError, "line 3: row 10 has another label already"),
     "row,label\n10,\n": (SettingError, "holds no label: write the name of a class"),
     "image;label\n1;cat\n": (SettingError, "has the columns image;label: it needs"),
     "": (SettingError, "has the columns none: it needs"),
@@ -84,10 +94,10 @@ def test_a_fault_says_where_and_what_to_do(given, text):
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(table, tmp_path):
     with pytest.raises(MissingDataError, match="--labels-from takes a CSV with a first line"):
-        read_labels(tmp_path / "none.csv", table)
+        read_labels([tmp_path / "none.csv"], table)
     (tmp_path / "sheet.csv").write_bytes(b"PK\x03\x04\xff\xfe\x00")
     with pytest.raises(SettingError, match="no CSV file in UTF-8"):
-        read_labels(tmp_path / "sheet.csv", table)
+        read_labels([tmp_path / "sheet.csv"], table)
 
 
 def test_given_labels_win_and_rows_that_are_not_there_are_refused():
@@ -117,8 +127,8 @@ def test_a_run_learns_from_the_given_labels_and_its_heads_remember_them(store, q
     (tmp_path / "labels.csv").write_text("\n".join(["row,label", *lines]))
     few, more = (
         run_head(store=store, runs=tmp_path / "runs", labels=6, seeds=1, methods=["logistic", "content-style"],
-                 settings=quick, labels_from=file)
-        for file in (None, tmp_path / "labels.csv")
+                 settings=quick, labels_from=files)
+        for files in ((), [tmp_path / "labels.csv"])
     )  # fmt: skip
     assert (few["labels"], few["given_labels"], more["labels"], more["given_labels"]) == (6, 0, 36, 30)
     assert more["summary"]["logistic"]["mean"] > few["summary"]["logistic"]["mean"] + 0.02
