@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from row_file import Row, add_row, read_rows
 
 from cspipe.config import Config, override, parse_settings
 from cspipe.extract.run import extract
@@ -36,7 +37,6 @@ from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import CspipeError
 
 Told = argparse.Namespace
-Row = dict[str, Any]
 Method = Literal["content-style", "supervised"]
 METHODS: tuple[Method, ...] = ("content-style", "supervised")
 
@@ -125,17 +125,6 @@ def all_cells(told: Told) -> Iterator[Cell]:
                     yield Cell(dataset, labels, split, "fine-tuned", method, weight)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of the file; a line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 def is_done(cell: Cell, study: Study, rows: list[Row]) -> bool:
     """True where the file holds this cell with these settings."""
     place = {**asdict(cell), "key": study.key}
@@ -191,14 +180,6 @@ def measure(cell: Cell, study: Study) -> Row:
     kept = ("cka", "knn_overlap", "cosine", "gain", "gain_ci95", "images", "judged_rows", "skipped_steps")
     return {"accuracy": document["accuracy_after"], "minutes": 60 * document["training_hours"],
             **{name: document[name] for name in kept}}  # fmt: skip
-
-
-def add_row(path: Path, row: Row) -> None:
-    """One line more; a line that was cut off before it is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.is_file() and not path.read_text(encoding="utf-8").endswith("\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(row, allow_nan=False) + "\n")
 
 
 def tables(rows: list[Row], study: Study) -> None:

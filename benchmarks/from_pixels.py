@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from row_file import Row, add_row, read_rows
 
 from cspipe.config import Config, override, parse_settings
 from cspipe.extract.run import extract
@@ -40,7 +41,6 @@ from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import CspipeError
 
 Told = argparse.Namespace
-Row = dict[str, Any]
 Method = Literal["content-style", "supervised"]
 
 PUBLISHED = {
@@ -145,25 +145,6 @@ def all_cells(told: Told) -> Iterator[Cell]:
     for split in range(told.splits):
         for method in told.methods:
             yield Cell(method, split)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of the file; a line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def add_row(path: Path, row: Row) -> None:
-    """One line more; a line that was cut off before it is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.is_file() and not path.read_text(encoding="utf-8").endswith("\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(row, allow_nan=False) + "\n")
 
 
 def head_run(study: Study, store: Path, method: str) -> Path:

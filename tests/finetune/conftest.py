@@ -1,5 +1,7 @@
 """A real backbone at 32 px on few digits: store and head run made once, fine-tuned in a second or two."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,3 +106,19 @@ def pictures(tmp_path: Path) -> Path:
         (root / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(level + np.uint8(130 * (number % 2))).save(root / name / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def script_of():
+    """A function (file name) -> that script of benchmarks/, imported as it is when it runs."""
+
+    def load(name: str):
+        folder = Path(__file__).resolve().parents[2] / "benchmarks"
+        spec = importlib.util.spec_from_file_location(f"script_{name}", folder / f"{name}.py")
+        module = sys.modules[f"script_{name}"] = importlib.util.module_from_spec(spec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(folder)
+            spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,8 +1,6 @@
 """The script of the predecessor's table: cells, settings, passes that fit the minutes, what is redone, the table."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,8 @@ from cspipe.store.errors import SettingError
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "from_pixels.py"
-    spec = importlib.util.spec_from_file_location("from_pixels", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["from_pixels"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(script_of):
+    return script_of("from_pixels")
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """The study script: which cells in which order, what is done again and what is not."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +9,8 @@ from cspipe.store.errors import SettingError
 
 
 @pytest.fixture(scope="module")
-def study():
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "finetune.py"
-    spec = importlib.util.spec_from_file_location("finetune_study", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_study"] = module
-    spec.loader.exec_module(module)
-    return module
+def study(script_of):
+    return script_of("finetune")
 
 
 @pytest.fixture
