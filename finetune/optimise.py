@@ -26,7 +26,7 @@ def backbone_lr(backbone: nn.Module, settings: FinetuneSettings) -> float:
     bold = settings.adapter == "lora" or any(
         isinstance(part, nn.BatchNorm2d | ConvSmall) for part in backbone.modules()
     )
-    return 1e-3 if bold else 3e-5
+    return 1e-3 if bold else 1e-5
 
 
 def backbone_groups(backbone: Any, settings: FinetuneSettings) -> Groups:  # noqa: ANN401 - timm's have no common class

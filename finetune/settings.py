@@ -30,7 +30,7 @@ class FinetuneSettings:
         accumulate: forward passes a step; their gradients are averaged. Terms of a whole batch (covariances, the
             marginal of the content) are those of one pass.
         augment: names of augmentations joined by +, drawn anew each time an image is seen; empty: none.
-        lr: peak learning rate of the backbone; None: 1e-3 for a network with batch norm, 3e-5 for a transformer, 1e-3
+        lr: peak learning rate of the backbone; None: 1e-3 for a network with batch norm, 1e-5 for a transformer, 1e-3
             for an adapter or a network with drawn weights.
         layer_decay: each block learns at this share of the rate of the block behind it.
         head_lr: of encoder and decoder. weight_decay: AdamW's. clip: largest norm of the gradient.

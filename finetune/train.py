@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cspipe.finetune.step import Parts, Pass, take_step
 from cspipe.finetune.watch import watch_epoch
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.runs import write_metrics
+from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import StoreError
 
 LOG_EVERY = 10
@@ -91,15 +92,26 @@ class Loop:
         return self.held["joined" if self.average is None else "average"]
 
 
+def rows_that_teach(head: HeadSettings, settings: FinetuneSettings) -> FinetuneSettings:
+    """Settings under which unlabelled rows are left out of the batches where no term looks at them.
+
+    So it is with a head that relies on its labelled rows alone, unless a regulariser compares tokens. The numbers are
+    those with all rows in the batch: the backbone's batch norms keep their statistics.
+    """
+    alone = not head.semi_supervised and not settings.regularisers
+    return replace(settings, method="supervised") if alone else settings
+
+
 def make_loop(parts: Parts, rows: TrainRows, settings: FinetuneSettings, run: Path, seed: int) -> Loop:
     """A training before its first step."""
+    planned = rows_that_teach(parts.head_settings, settings)
     average = ModelEmaV3(parts.model, settings.ema, use_warmup=True) if settings.ema else None
     held = nn.ModuleDict({"joined": parts.model})
     if average is not None:
         held["average"] = average.module
     return Loop(
         parts, rows, settings, run, optimisers(parts.model, settings), average, held,
-        plan_probe(rows, settings, seed), plan_batches(rows, settings, seed),
+        plan_probe(rows, planned, seed), plan_batches(rows, planned, seed),
     )  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from cspipe.finetune.optimise import apply, gradients, norm_of, optimisers
 from cspipe.finetune.plan import TrainRows, learning_rate_share, plan_batches, plan_probe
 from cspipe.finetune.rift import learned_rotation
 from cspipe.finetune.settings import FinetuneSettings
-from cspipe.finetune.train import best_epoch, logged, read_records, set_rates, stops, told_of_skip
+from cspipe.finetune.train import best_epoch, logged, read_records, rows_that_teach, set_rates, stops, told_of_skip
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.runs import write_metrics
+from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import SettingError, StoreError
 
 
@@ -221,6 +222,14 @@ def test_the_probe_has_batches_of_its_own_and_changes_none_of_the_others():
     assert {len(batch) for batch in probe} == {20}
     assert plan_probe(rows(), FinetuneSettings(batch=16, labelled_batch=4), 0) == []
     assert all(np.array_equal(a, b) for a, b in zip(plan_batches(rows(), settings, 0), planned(), strict=True))
+
+
+def test_unlabelled_rows_are_left_out_only_where_no_term_looks_at_them():
+    plain, kept = FinetuneSettings(), FinetuneSettings(regularisers={"rift": 0.1})
+    alone = HeadSettings().without_clusters()
+    assert rows_that_teach(HeadSettings(), plain) == plain
+    assert rows_that_teach(alone, kept) == kept
+    assert rows_that_teach(alone, plain).method == "supervised"
 
 
 def epochs(*criteria: float | None) -> list[dict]:
