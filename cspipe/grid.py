@@ -137,7 +137,7 @@ def extraction(config: Config, backbone: str, dataset: str) -> dict[str, Any]:
 
 def dumped(section: Any) -> dict[str, Any]:  # noqa: ANN401 - any section of the configuration
     """A section as plain values, without what is not set."""
-    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
+    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True, by_alias=True)
     return values
 
 

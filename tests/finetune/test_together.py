@@ -88,7 +88,8 @@ def test_the_command_by_two_processes_leaves_one_run_and_the_result_of_one_proce
     alone = tune(runs="alone", settings=settings(batch=32, labelled_batch=8, regularisers={"rift": 0.1}))
     options = ["--head", str(digits.head_run), "--stores", str(digits.stores), "--runs", str(tmp_path / "runs"),
                "--unfreeze-blocks", "2", "--regulariser", "rift=0.1", "--json", "--set", "batch=32",
-               "--set", "labelled_batch=8", "--set", "lr=5e-5", "--set", "checkpoint_steps=2", "--epochs", "1"]  # fmt: skip
+               "--set", "labelled_batch=8", "--set", "lr=5e-5", "--set", "checkpoint_steps=2",
+               "--epochs", "1"]  # fmt: skip
     start_all(["-m", "cspipe.finetune", *options], 2)
     (run,) = (tmp_path / "runs").glob("*-finetune-*")
     document = json.loads((run / "report.json").read_text())
