@@ -14,7 +14,6 @@ Accuracy is on --test rows of the test split. Nothing is chosen here: the settin
 import argparse
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from row_file import Row, add_row, read_rows
+from row_file import Row, finish_cells, read_rows
 
 from cspipe.config import Config, override, parse_settings
 from cspipe.extract.run import extract
@@ -32,7 +31,6 @@ from cspipe.finetune.run import run_finetune
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain.evaluate import difference, interval
 from cspipe.headtrain.run import run_head
-from cspipe.headtrain.runs import environment
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import CspipeError
 
@@ -123,12 +121,6 @@ def all_cells(told: Told) -> Iterator[Cell]:
             for method in METHODS:
                 for weight in (0.0, told.weight):
                     yield Cell(dataset, labels, split, "fine-tuned", method, weight)
-
-
-def is_done(cell: Cell, study: Study, rows: list[Row]) -> bool:
-    """True where the file holds this cell with these settings."""
-    place = {**asdict(cell), "key": study.key}
-    return any(all(row.get(name) == value for name, value in place.items()) for row in rows)
 
 
 def store_of(study: Study, dataset: str) -> Path:
@@ -234,16 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(told.threads)
     try:
         study = make_study(told)
-        for cell in all_cells(told):
-            if is_done(cell, study, read_rows(told.out)):
-                continue
-            print(f"{cell}", file=sys.stderr, flush=True)
-            begun, cpu = time.perf_counter(), time.process_time()
-            row = {**asdict(cell), "key": study.key, **measure(cell, study)}
-            row |= {"cell_minutes": (time.perf_counter() - begun) / 60,
-                    "cpu_minutes": (time.process_time() - cpu) / 60, "command": shlex.join(sys.argv),
-                    "environment": environment()}  # fmt: skip
-            add_row(told.out, row)
+        finish_cells(told.out, all_cells(told), study.key, lambda cell: measure(cell, study))
     except CspipeError as error:
         sys.exit(f"benchmarks/finetune.py: {error}")
     tables(read_rows(told.out), study)

@@ -18,9 +18,7 @@ ours is the best pass on test rows, with labels that never vary.
 import argparse
 import hashlib
 import json
-import shlex
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from row_file import Row, add_row, read_rows
+from row_file import Row, finish_cells, read_rows
 
 from cspipe.config import Config, override, parse_settings
 from cspipe.extract.run import extract
@@ -36,7 +34,6 @@ from cspipe.finetune.run import run_finetune
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain.evaluate import interval
 from cspipe.headtrain.run import run_head
-from cspipe.headtrain.runs import environment
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import CspipeError
 
@@ -233,16 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(told.threads)
     try:
         study = make_study(told)
-        for cell in all_cells(told):
-            place = {**asdict(cell), "key": study.key}
-            if any(place.items() <= row.items() for row in read_rows(told.out)):
-                continue
-            print(f"{cell}", file=sys.stderr, flush=True)
-            begun = time.perf_counter()
-            row = {**place, **measure(cell, study)}
-            row |= {"cell_minutes": (time.perf_counter() - begun) / 60, "command": shlex.join(sys.argv),
-                    "environment": environment()}  # fmt: skip
-            add_row(told.out, row)
+        finish_cells(told.out, all_cells(told), study.key, lambda cell: measure(cell, study))
     except CspipeError as error:
         sys.exit(f"benchmarks/from_pixels.py: {error}")
     table(read_rows(told.out), study)

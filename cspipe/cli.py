@@ -139,7 +139,7 @@ def head(
 
     changes = {
         "labels": labels_value(labels), "seeds": seeds, "train_seed": train_seed, "draw": draw,
-        "methods": method.split(",") if method else None, "test_dataset": test_dataset, 
+        "methods": method.split(",") if method else None, "test_dataset": test_dataset,
         "labels_from": [str(path) for path in labels_from] if labels_from else None,
     }  # fmt: skip
     config = common.config(head=changes, assignments=set_ or ())
