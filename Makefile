@@ -33,11 +33,15 @@ bench: $(READY)  ## ratios against peers, see benchmarks/
 docs: $(READY)  ## the command reference, from the commands' own help
 	$(BIN)/python docs/commands.py
 
+# Some gigabytes come down: a broken download is resumed, then tried again after a pause.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --retries 10 --upgrade pip
+	for pause in 0 20 60 180; do \
+		sleep $$pause; \
+		$(BIN)/python -m pip install --quiet --retries 10 --resume-retries 20 --editable '.[dev]' \
+			&& touch $@ && exit 0; \
+	done; exit 1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
