@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cspipe.extract.augment import draw_view
-from cspipe.extract.backbones import Backbone, load_backbone
+from cspipe.extract.backbones import Backbone
 from cspipe.extract.datasets import Dataset
 from cspipe.extract.embed import make_lane, single_threaded
 from cspipe.extract.hashing import hash_images, pixel_reader
 from cspipe.extract.images import Pixels, normalise
 from cspipe.store import Store
-from cspipe.store.errors import MismatchError, MissingDataError
+from cspipe.store.errors import MissingDataError
 
 Ints = NDArray[np.int64]
 READERS = 2
@@ -56,36 +55,6 @@ class RowImages:
                 yield ahead.pop(0).result()
                 if number + 2 < len(order):
                     ahead.append(pool.submit(self.augmented, order[number + 2], augment, first + number + 2))
-
-
-def reload_backbone(store: Store, *, weights: Path | None, device: str) -> Backbone:
-    """The backbone that a store was made with.
-
-    Args:
-        store: where side, token and the hash of the weights are recorded.
-        weights: file of the weights; None: where they were at extraction.
-        device: torch device.
-
-    Raises:
-        MissingDataError: the weights are not where they were.
-        MismatchError: other weights than those of the store.
-    """
-    recorded = store.attributes.get("sources", {}).get("weights")
-    file = weights or (Path(recorded) if recorded else None)
-    if file is not None and not file.is_file():
-        raise MissingDataError(
-            f"the weights of {store.backbone} are no longer at {file}: name them with --weights FILE."
-        )
-    backbone = load_backbone(
-        store.backbone, weights=file, revision=None if file else store.provenance.get("revision"),
-        image_px=store.key.image_px, token=store.key.token, device=device,
-    )  # fmt: skip
-    if backbone.weights_sha256 != store.key.weights_sha256:
-        raise MismatchError(
-            f"{store.path.name} was extracted with weights {store.key.weights_sha256[:12]}, but "
-            f"{backbone.weights_source} holds {backbone.weights_sha256[:12]}: name the right file with --weights FILE."
-        )
-    return backbone
 
 
 def images_of_rows(store: Store, split: str, dataset: Dataset, backbone: Backbone) -> RowImages:

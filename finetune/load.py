@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from cspipe.extract.backbones import Backbone
-from cspipe.extract.recorded import recorded_dataset
-from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens, reload_backbone
+from cspipe.extract.recorded import recorded_backbone, recorded_dataset
+from cspipe.finetune.images import Ints, RowImages, images_of_rows, live_tokens
 from cspipe.finetune.plan import TrainRows
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain import runs as run_folders
@@ -138,7 +138,7 @@ def load_all(
     dev_rows = int(saved.card.get("dev_rows", 0))
     rows = read_rows(store.path, dev_rows=dev_rows, given=saved.given_labels)
     token_ND = resident(rows.token_ND, "fine-tuning")
-    backbone = reload_backbone(store, weights=weights, device=device)
+    backbone = recorded_backbone(store, weights=weights, device=device)
     dataset = recorded_dataset(store, data_dir)
     images = images_of_rows(store, "train", dataset, backbone)
     labelled = np.flatnonzero(np.isin(rows.row_id_N, saved.labelled_row_id))

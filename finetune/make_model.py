@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cspipe.finetune.images import reload_backbone
+from cspipe.extract.recorded import recorded_backbone
 from cspipe.finetune.load import Loaded, choose_head, prior_of, store_of_head
 from cspipe.finetune.model import Joined
 from cspipe.finetune.model_directory import CONFIG, Origin, save_model
@@ -84,7 +84,7 @@ def freeze(
     report = read_report(run)
     saved = choose_head(run, run.parent, None, 0, device)
     store = store_of_head(saved, None, stores)
-    backbone = reload_backbone(store, weights=weights, device=device)
+    backbone = recorded_backbone(store, weights=weights, device=device)
     found = temperature_of(saved, store, device, on_message, on_progress)
     file = weights or store.attributes.get("sources", {}).get("weights")
     origin = Origin(

@@ -8,7 +8,6 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from cspipe.extract.drawn import ConvSmall
 from cspipe.finetune.model import Joined
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.store.errors import SettingError
@@ -17,14 +16,11 @@ Groups = list[dict[str, Any]]
 
 
 def backbone_lr(backbone: nn.Module, settings: FinetuneSettings) -> float:
-    """Peak learning rate by kind of network: what batch norm holds in place bears larger steps than a transformer.
-
-    Drawn weights know nothing that a large step could undo.
-    """
+    """Peak learning rate by kind of network: one with batch or group norm bears larger steps than a transformer."""
     if settings.lr is not None:
         return settings.lr
     bold = settings.adapter == "lora" or any(
-        isinstance(part, nn.BatchNorm2d | ConvSmall) for part in backbone.modules()
+        isinstance(part, nn.BatchNorm2d | nn.GroupNorm) for part in backbone.modules()
     )
     return 1e-3 if bold else 1e-5
 

@@ -15,11 +15,12 @@ import torch
 
 from cspipe.extract.augment import parts_of
 from cspipe.extract.embed import pick_device
+from cspipe.extract.recorded import recorded_backbone
 from cspipe.finetune.adapter import add_lora, merge_lora
 from cspipe.finetune.drift import DRIFT
 from cspipe.finetune.gain import paired_gain
 from cspipe.finetune.image_decoder import channels_of, put_back, put_image_decoder, rebuilds_image
-from cspipe.finetune.images import live_tokens, reload_backbone
+from cspipe.finetune.images import live_tokens
 from cspipe.finetune.kept import OtherImages, kept_knowledge, other_images
 from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of, store_of_head
 from cspipe.finetune.make_model import MODEL, save_tuned
@@ -228,5 +229,5 @@ def epoch_record(trained: Trained) -> Mapping[str, Any]:
 
 def kept(loaded: Loaded, other: OtherImages, weights: Path | None, device: torch.device) -> dict[str, Any]:
     """What the frozen and the tuned backbone know of another data set."""
-    frozen = reload_backbone(loaded.store, weights=weights, device=str(device))
+    frozen = recorded_backbone(loaded.store, weights=weights, device=str(device))
     return kept_knowledge(other, frozen, loaded.backbone, device)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cspipe.extract.backbones import load_backbone
-from cspipe.extract.recorded import recorded_dataset
-from cspipe.finetune.images import images_of_rows, live_tokens, reload_backbone
+from cspipe.extract.recorded import recorded_backbone, recorded_dataset
+from cspipe.finetune.images import images_of_rows, live_tokens
 from cspipe.finetune.load import choose_head, load_all, store_of_head
 from cspipe.finetune.run import run_finetune
 from cspipe.headtrain import HeadSettings, load_head
@@ -101,7 +101,7 @@ def test_the_model_directory_loads_in_plain_timm_and_with_its_head_gives_the_acc
     assert (told["architecture"], told["image_px"]) == ("tf_efficientnet_lite0", 32)
     assert told["class_names"] == [str(digit) for digit in range(10)]
     store = open_store(digits.store)
-    backbone = reload_backbone(store, weights=None, device="cpu")
+    backbone = recorded_backbone(store, weights=None, device="cpu")
     assert (told["mean"], told["std"]) == (list(backbone.mean), list(backbone.std))
     images = images_of_rows(store, "test", recorded_dataset(store, None), backbone)
     tokens = live_tokens(replace(backbone, model=plain), images, np.arange(96), torch.device("cpu"))

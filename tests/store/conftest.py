@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from cspipe.store import Store, open_store
 from cspipe.store.layout import StoreKey, store_path
 from cspipe.store.plan import ChunkTask, ImageTable
+from cspipe.store.remote import local_path
 from cspipe.store.writer import StoreWriter
 
+_prefix = count()
 ROWS_A_CHUNK = 8
 WIDTH = 6
 KEY = StoreKey(transform="resize 8", image_px=8, weights_sha256="ab" * 32, token="cls", dtype="fp16")
@@ -149,3 +152,49 @@ def table() -> Callable[..., ImageTable]:
 @pytest.fixture
 def tokens() -> Callable[..., np.ndarray]:
     return tokens_of
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A client of an S3 server on this machine."""
+    from s3_server import serve_s3
+
+    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as client:
+        yield client
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Moves to another machine, one with an empty cache folder; called without a name for the first time already."""
+
+    def move(name):
+        monkeypatch.setenv("CSPIPE_CACHE", str(tmp_path / name))
+
+    move("here")
+    return move
+
+
+@pytest.fixture
+def prefix():
+    """A folder of stores that no other test uses."""
+    return f"stores-{next(_prefix)}"
+
+
+@pytest.fixture
+def at(s3, cache, prefix):
+    """Its URL in the S3 server's bucket."""
+    from s3_server import BUCKET
+
+    return f"s3://{BUCKET}/{prefix}"
+
+
+@pytest.fixture
+def memory(cache, prefix):
+    """A URL whose files lie in this process: quick, and easily made to fail."""
+    return f"memory://{prefix}"
+
+
+@pytest.fixture
+def made(maker):
+    """The test's maker of stores, writing behind a URL."""
+    return lambda url: type(maker)(local_path(url))

@@ -10,10 +10,10 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from s3_server import BUCKET, objects, serve_s3
+from s3_server import BUCKET, objects
 
 from cspipe.store import open_store
-from cspipe.store.cleaning import collect, remove_store
+from cspipe.store.cleaning import remove_store
 from cspipe.store.errors import CspipeError, SettingError, StoreError
 from cspipe.store.layout import find_store, list_stores, record_latest
 from cspipe.store.remote import local_path, unlock, url_of
@@ -21,46 +21,6 @@ from cspipe.store.repair import repair_store
 from cspipe.store.verify import verify_store
 
 IMAGES = range(30)
-_number = count()
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as client:
-        yield client
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """Moves to another machine, one with an empty cache folder; called without a name for the first time already."""
-
-    def move(name):
-        monkeypatch.setenv("CSPIPE_CACHE", str(tmp_path / name))
-
-    move("here")
-    return move
-
-
-@pytest.fixture
-def prefix():
-    return f"stores-{next(_number)}"
-
-
-@pytest.fixture
-def at(s3, cache, prefix):
-    return f"s3://{BUCKET}/{prefix}"
-
-
-@pytest.fixture
-def memory(cache, prefix):
-    """A URL whose files lie in this process: quick, and easily made to fail."""
-    return f"memory://{prefix}"
-
-
-@pytest.fixture
-def made(maker):
-    """The test's maker of stores, writing behind a URL."""
-    return lambda url: type(maker)(local_path(url))
 
 
 def without_copies(tree):
@@ -250,60 +210,6 @@ def test_a_download_that_breaks_leaves_no_file_under_a_final_name(memory, made, 
             local_path(memory)
     assert not list(Path(os.environ["CSPIPE_CACHE"]).rglob("*.json"))
     assert len(open_store(f"{memory}/{one.path.name}")["train"]) == 30
-
-
-def test_a_second_machine_is_refused_in_one_line_until_the_first_is_done(s3, at, prefix, made, cache, monkeypatch):
-    one = made(at)
-    one.extract(IMAGES)
-    monkeypatch.setattr("cspipe.store.remote_lock._machine", lambda: "first")
-    writer = one.writer()
-    cache("there")
-    monkeypatch.setattr("cspipe.store.remote_lock._machine", lambda: "second")
-    with pytest.raises(StoreError, match="another writer") as caught:
-        made(at).writer()
-    url = f"{at}/{one.path.name}"
-    assert f"process {os.getpid()} on" in str(caught.value) and f"cspipe store unlock {url}" in str(caught.value)
-    assert "\n" not in str(caught.value) and collect(local_path(at), remove=True) == ([], [local_path(url)])
-    assert len(open_store(url)["train"]) == 30  # reading goes on
-    writer.close()
-    made(at).writer().close()
-    assert not [name for name in objects(s3, prefix) if ".locks" in name]
-
-
-def test_a_lock_of_a_killed_writer_is_taken_over_here_and_elsewhere_removed_by_unlock(s3, at, prefix, made):
-    one = made(at)
-    one.extract(IMAGES)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    key = f"{prefix}/.locks/{one.path.name}.lock"
-    writer = one.writer()
-    left = json.loads(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()) | {"process": ended.pid}
-    writer.close()
-    s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(left))
-    made(at).writer().close()
-    s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(left | {"machine": "another"}))
-    with pytest.raises(StoreError, match="cspipe store unlock"):
-        made(at).writer()
-    assert unlock(f"{at}/{one.path.name}")["process"] == ended.pid
-    assert unlock(f"{at}/{one.path.name}") is None
-    made(at).writer().close()
-
-
-def test_two_locks_made_at_the_same_moment_are_one(at, made, cache, monkeypatch):
-    """Both looked, and nobody held it: the object is made where there is none, or not at all."""
-    from cspipe.store import remote_lock
-
-    one = made(at)
-    one.extract(IMAGES)
-    held = remote_lock._holder
-    monkeypatch.setattr(remote_lock, "_machine", lambda: "first")
-    writer = one.writer()
-    cache("there")
-    looked = iter([True])
-    monkeypatch.setattr(remote_lock, "_holder", lambda *place: None if next(looked, None) else held(*place))
-    with pytest.raises(StoreError, match="another writer"):
-        made(at).writer()
-    writer.close()
 
 
 def test_a_writer_works_on_what_another_machine_wrote_since_it_looked(s3, at, prefix, made, cache, uninterrupted):
