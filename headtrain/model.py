@@ -85,6 +85,8 @@ def discriminator(wide_in: int, hidden: int, generators: Sequence[torch.Generato
 class ContentStyle(nn.Module):
     """H content-style heads: encoder P-F-(K+S), decoder (K+S)-F-P, one discriminator a prior in use.
 
+    What a network gives is of its input's float type, also where its products are autocast to another.
+
     Args:
         width: projected token width P.
         classes: K.
@@ -119,18 +121,18 @@ class ContentStyle(nn.Module):
 
     def encode(self, token_HBP: Tensor) -> tuple[Tensor, Tensor]:
         """Content logits `(H, B, K)` and style `(H, B, S)`; the style is deterministic."""
-        code = self.encoder(token_HBP)
+        code = self.encoder(token_HBP).to(token_HBP.dtype)
         return code[..., : self.classes], code[..., self.classes :]
 
     def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:
         """Rebuilt token `(H, B, P)` from class probabilities and style."""
         rebuilt: Tensor = self.decoder(torch.cat([content_HBK, style_HBS], -1))
-        return rebuilt
+        return rebuilt.to(style_HBS.dtype)
 
     def judge(self, critic: str, sample_HBX: Tensor) -> Tensor:
         """The named discriminator's logits `(H, B)`, an estimate of log prior/model."""
         logit: Tensor = self.critics[critic](sample_HBX)
-        return logit.squeeze(-1)
+        return logit.squeeze(-1).to(sample_HBX.dtype)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """What learns of encoder and decoder."""

@@ -75,10 +75,11 @@ def train_heads(
     history: list[dict[str, Tensor]] = []
     sums: dict[str, Tensor] = {}
     watch = Watch(stack, [generator] if critic is None else [generator, critic])
+    of = torch.compile(objective, fullgraph=True, dynamic=False) if settings.compile else objective
     for step in range(1, settings.steps + 1):
         if before_step:
             before_step()
-        terms = train_step(stack, table_TP, label_T, pools, settings, next(batches), generator, critic)
+        terms = train_step(stack, table_TP, label_T, pools, settings, next(batches), generator, critic, of=of)
         schedule.step()
         sums = {name: sums[name] + value if name in sums else value for name, value in terms.items()}
         if step % every == 0:
@@ -133,13 +134,20 @@ def train_step(
     batch: Batch,
     generator: torch.optim.Optimizer,
     critic: torch.optim.Optimizer | None,
+    *,
+    of: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = objective,
 ) -> dict[str, Tensor]:
-    """One step of encoder and decoder, then one of the discriminators on the same forward pass; detached terms."""
+    """One step of encoder and decoder, then one of the discriminators on the same forward pass; detached terms.
+
+    `of` is `objective`, or what torch.compile made of it.
+    """
     token_HXP, share_HB1 = gather(table_TP, batch, settings)
-    terms, samples = objective(
-        stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings, share_HB1=share_HB1,
-        prior_HBS=None if batch.real is None else batch.real.style_HBS,
-    )  # fmt: skip
+    cast = torch.autocast(table_TP.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    with cast:
+        terms, samples = of(
+            stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings,
+            share_HB1=share_HB1, prior_HBS=None if batch.real is None else batch.real.style_HBS,
+        )  # fmt: skip
     apply_gradients(total(terms, settings).sum(), generator, again=critic is not None)
     told = {name: value.detach() for name, value in terms.items()}
     if critic is not None and batch.real is not None:
@@ -149,7 +157,8 @@ def train_step(
         }
         if "token" in samples:
             reals["token"] = table_TP[batch.real.row_HB]
-        judged = critic_losses(stack, samples, reals)
+        with cast:
+            judged = critic_losses(stack, samples, reals)
         apply_gradients(torch.stack(list(judged.values())).sum(), critic)
         told |= {f"critic_{name}": value.detach() for name, value in judged.items()}
     return told

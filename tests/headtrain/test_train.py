@@ -65,6 +65,46 @@ def test_training_lowers_the_cross_entropy_and_leaves_the_stack_in_evaluation_mo
     assert not stack.training
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_changes_the_products_and_nothing_else(kind):
+    """Weights, moments and terms stay in fp32; what is learned is the same to bf16's three digits, not to fp32's."""
+    chosen = replace(BASE, steps=20, **KINDS[kind])
+    stack, history = trained([0, 1], replace(chosen, precision="bf16"), torch.float32)
+    exact, exact_history = trained([0, 1], chosen, torch.float32)
+    assert {value.dtype for value in [*stack.state_dict().values(), *history[-1].values()]} <= {
+        torch.float32, torch.int64,
+    }  # fmt: skip
+    assert not torch.equal(stack.encoder[0].weight, exact.encoder[0].weight)
+    torch.testing.assert_close(stack.encoder[0].weight, exact.encoder[0].weight, rtol=0, atol=0.01)
+    torch.testing.assert_close(history[-1]["L_c"], exact_history[-1]["L_c"], rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_objective_is_one_graph_without_a_break_for_torch_compile(kind, monkeypatch):
+    """With another backend than inductor, which takes half a minute; `fullgraph` refuses Python in between."""
+    compile_, graphs = torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend=backend, **settings))
+    chosen = replace(BASE, steps=5, **KINDS[kind])
+    stack, _ = trained([0, 1], replace(chosen, compile=True), torch.float32)
+    eager, _ = trained([0, 1], chosen, torch.float32)
+    assert len(graphs) == 1
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(stack.state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_heads_trained_through_inductor_are_the_heads_trained_without():
+    chosen = replace(BASE, steps=20)
+    stack, _ = trained([0, 1], replace(chosen, compile=True), torch.float32)
+    eager, _ = trained([0, 1], chosen, torch.float32)
+    torch.testing.assert_close(stack.encoder[0].weight, eager.encoder[0].weight, rtol=0, atol=1e-4)
+
+
 def test_history_has_fifty_records_of_every_term_and_progress_is_told_as_often():
     told = []
     chosen = replace(BASE, steps=100, **KINDS["all adversarial"])
