@@ -24,7 +24,6 @@ from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.supply import Anchors, Seen, Supply, regulariser_terms
 from cspipe.finetune.world import ALONE, World
 from cspipe.headtrain.batches import draw_prior
-from cspipe.headtrain.losses import mixed
 from cspipe.headtrain.objective import critic_losses, objective, total
 from cspipe.headtrain.settings import HeadSettings
 
@@ -113,7 +112,8 @@ def forward(
     if one.pixels_X3HW is not None:
         pixels_X3HW = to_batch(one.pixels_X3HW, parts.backbone, parts.device).to(parts.prior_1K.dtype)
     live_XD = cached_XD if pixels_X3HW is None else parts.world.gather(embed(parts, pixels_X3HW, settings))
-    projected_1XP, share_1B1 = with_mixed(parts, model.projection(live_XD)[None], labelled, generator)
+    projected_1XP = model.projection(live_XD)[None]
+    share_1B1 = shares(parts, projected_1XP[:, labelled:], generator)
     target = model.projection(cached_XD[labelled:])[None] if settings.target == "cached" else None
     image_1BI = pixels_rebuilt(parts, one, labelled)
     terms, samples = objective(
@@ -144,21 +144,16 @@ def embed(parts: Parts, pixels_X3HW: Tensor, settings: FinetuneSettings) -> Tens
         return parts.model.tokens(pixels_X3HW)
 
 
-def with_mixed(
-    parts: Parts, projected_1XP: Tensor, labelled: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """Behind the rows as many mixed unlabelled ones, and their shares, where the objective holds L_mix.
+def shares(parts: Parts, unlabelled_1BP: Tensor, generator: torch.Generator) -> Tensor | None:
+    """What each unlabelled row keeps when it is mixed with the one before it; None where the objective has no L_mix.
 
     The head mixes cached views; the live backbone has none, so tokens of the images themselves are mixed, as the head
     does where a store holds no views.
     """
     if not parts.head_settings.lambda_mix or not parts.head_settings.semi_supervised:
-        return projected_1XP, None
-    unlabelled_1BP = projected_1XP[:, labelled:]
-    share_1B1 = torch.rand(
-        1, unlabelled_1BP.shape[1], 1, generator=generator, device=parts.device, dtype=projected_1XP.dtype
-    )
-    return torch.cat([projected_1XP, mixed(unlabelled_1BP, share_1B1)], 1), share_1B1
+        return None
+    like = unlabelled_1BP
+    return torch.rand(1, like.shape[1], 1, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def pixels_rebuilt(parts: Parts, one: Pass, labelled: int) -> Tensor | None:

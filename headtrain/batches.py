@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cspipe.headtrain import losses
 from cspipe.headtrain.objective import critics_in_use
 from cspipe.headtrain.projection import Projection
 from cspipe.headtrain.settings import HeadSettings
@@ -72,13 +71,13 @@ class Real:
 class Batch:
     """What one step sees: row numbers, and where a term compares with them, draws of the priors.
 
-    `view_HB` are views of the unlabelled rows, the clean rows themselves where there are none; `share_HB1` is what
-    each of them keeps when it is mixed with the row beside it.
+    `view_HB` are views of the unlabelled rows, None where there are none; `share_HB1` is what each of them, or of the
+    unlabelled rows themselves, keeps when it is mixed with the row before it.
     """
 
     labelled_HL: Tensor
     unlabelled_HB: Tensor
-    view_HB: Tensor
+    view_HB: Tensor | None
     share_HB1: Tensor
     real: Real | None
 
@@ -150,23 +149,18 @@ def draw_batches(
         for step in range(ahead):
             now = Real(*(part[step] for part in real)) if real else None
             labelled, unlabelled, view, share = (part[step] for part in drawn)
-            yield Batch(labelled, unlabelled, view, share, now)
+            yield Batch(labelled, unlabelled, view if pools.views else None, share, now)
 
 
 def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:
-    """Tokens of a step, `(H, X, P)`: labelled, unlabelled and mixed rows; and the mixed rows' shares, if there are any.
+    """Tokens of a step, `(H, X, P)`: labelled rows, unlabelled rows and their views; and shares where rows are mixed.
 
     Every row is copied out of the table once, straight to its place.
     """
-    (heads, known), rows, width = batch.labelled_HL.shape, batch.unlabelled_HB.shape[1], table_TP.shape[1]
     if not settings.semi_supervised:
         return table_TP[batch.labelled_HL], None
-    parts = [batch.labelled_HL, batch.unlabelled_HB]
-    if settings.lambda_mix:
-        parts.append(batch.view_HB)
-    token_HXP = table_TP.index_select(0, torch.cat(parts, 1).reshape(-1)).view(heads, -1, width)
-    if not settings.lambda_mix:
-        return token_HXP, None
-    view_HBP = token_HXP[:, known + rows :]
-    view_HBP.copy_(losses.mixed(view_HBP, batch.share_HB1))
-    return token_HXP, batch.share_HB1
+    mixes = settings.lambda_mix > 0
+    views = [batch.view_HB] if mixes and batch.view_HB is not None else []
+    row_HX = torch.cat([batch.labelled_HL, batch.unlabelled_HB, *views], 1)
+    token_HXP = table_TP.index_select(0, row_HX.view(-1)).view(*row_HX.shape, table_TP.shape[1])
+    return token_HXP, batch.share_HB1 if mixes else None

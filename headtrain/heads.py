@@ -126,7 +126,7 @@ def fit_heads(
     with opened as table:
         stack = ContentStyle(
             width=table.projections[0].width, classes=classes, style=settings.style, hidden=settings.hidden,
-            norm=settings.norm, critics=critics_in_use(settings), seeds=seeds,
+            norm=settings.norm, critics=critics_in_use(settings), seeds=seeds, precision=settings.precision,
         ).to(device)  # fmt: skip
         pools = Pools(table.labelled, table.unlabelled, prior_HK.to(device), len(view_VND))
         history = train_heads(

@@ -6,12 +6,14 @@ A stack of one head is an ordinary head: the same code serves the study of hundr
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cspipe.headtrain.settings import Norm
+from cspipe.headtrain.losses import mixed
+from cspipe.headtrain.settings import Norm, Precision
 
 
 class StackedLinear(nn.Module):
@@ -85,7 +87,6 @@ def discriminator(wide_in: int, hidden: int, generators: Sequence[torch.Generato
 class ContentStyle(nn.Module):
     """H content-style heads: encoder P-F-(K+S), decoder (K+S)-F-P, one discriminator a prior in use.
 
-    What a network gives is of its input's float type, also where its products are autocast to another.
 
     Args:
         width: projected token width P.
@@ -95,6 +96,7 @@ class ContentStyle(nn.Module):
         norm: between the layers of encoder and decoder, `layer` or `batch`.
         critics: name of each discriminator (`content`, `style`, `token`) -> its hidden width.
         seeds: one training seed a head: a head's first weights do not depend on its neighbours.
+        precision: of the products while the stack trains; what goes in and comes out keeps its float type.
     """
 
     def __init__(
@@ -107,10 +109,11 @@ class ContentStyle(nn.Module):
         norm: Norm = "layer",
         critics: dict[str, int],
         seeds: Sequence[int],
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.width, self.classes, self.style, self.hidden = width, classes, style, hidden
-        self.norm, self.critic_widths = norm, dict(critics)
+        self.norm, self.critic_widths, self.precision = norm, dict(critics), precision
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.encoder = two_layers(width, hidden, classes + style, norm, generators)
         self.decoder = two_layers(classes + style, hidden, width, norm, generators)
@@ -119,20 +122,36 @@ class ContentStyle(nn.Module):
             {name: discriminator(wide_in[name], wide, generators) for name, wide in critics.items()}
         )
 
-    def encode(self, token_HBP: Tensor) -> tuple[Tensor, Tensor]:
-        """Content logits `(H, B, K)` and style `(H, B, S)`; the style is deterministic."""
-        code = self.encoder(token_HBP).to(token_HBP.dtype)
+    def encode(
+        self, token_HXP: Tensor, share_HB1: Tensor | None = None, *, kept: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Content logits `(H, X, K)` and style `(H, X, S)`; the style is deterministic.
+
+        With shares the code is that of the first `kept` rows (default: all), then of the last B rows mixed, each with
+        the one before it. The first layer is linear, so its values are mixed in place of the tokens: the same to
+        rounding, and rows that are encoded anyway are mixed without a product.
+        """
+        hidden_HXF = self.through(self.encoder[0], token_HXP)
+        if share_HB1 is not None:
+            last_HBF = hidden_HXF[:, -share_HB1.shape[1] :]
+            hidden_HXF = torch.cat([hidden_HXF[:, :kept], mixed(last_HBF, share_HB1)], 1)
+        code = self.through(self.encoder[1:], hidden_HXF)
         return code[..., : self.classes], code[..., self.classes :]
 
     def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:
         """Rebuilt token `(H, B, P)` from class probabilities and style."""
-        rebuilt: Tensor = self.decoder(torch.cat([content_HBK, style_HBS], -1))
-        return rebuilt.to(style_HBS.dtype)
+        return self.through(self.decoder, torch.cat([content_HBK, style_HBS], -1))
 
     def judge(self, critic: str, sample_HBX: Tensor) -> Tensor:
         """The named discriminator's logits `(H, B)`, an estimate of log prior/model."""
-        logit: Tensor = self.critics[critic](sample_HBX)
-        return logit.squeeze(-1).to(sample_HBX.dtype)
+        return self.through(self.critics[critic], sample_HBX).squeeze(-1)
+
+    def through(self, network: nn.Module, x_HBI: Tensor) -> Tensor:
+        """What a network gives, its products in bf16 where the stack trains so."""
+        half = self.training and self.precision == "bf16"
+        with torch.autocast(x_HBI.device.type, torch.bfloat16) if half else nullcontext():
+            out: Tensor = network(x_HBI)
+        return out.to(x_HBI.dtype)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """What learns of encoder and decoder."""

@@ -30,13 +30,14 @@ def objective(
 
     Args:
         stack: the heads.
-        token_HXP: the labelled rows, then the unlabelled rows, then, where there are shares, as many mixed rows; L is
-            `label_HL.shape[1]`. With no term on unlabelled rows the latter may be absent.
+        token_HXP: the labelled rows, then the unlabelled rows, then, where there are views, one view of each of those;
+            L is `label_HL.shape[1]`. With no term on unlabelled rows the latter may be absent.
         label_HL: class of each labelled row.
         prior_HK: class prior.
         settings: weights and estimators.
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
-        share_HB1: share of the row itself in each mixed row; None: there are none, and no L_mix.
+        share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
+            before it; None: no L_mix.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
         image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
             where the decoder gives logits of pixels.
@@ -46,12 +47,12 @@ def objective(
         attached.
     """
     known = label_HL.shape[1]
-    logits_HXK, style_HXS = stack.encode(token_HXP)
+    end = token_HXP.shape[1] if share_HB1 is None else known + share_HB1.shape[1]
+    logits_HXK, style_HXS = stack.encode(token_HXP, share_HB1, kept=end)
     terms = {"L_c": losses.content_cross_entropy(logits_LK=logits_HXK[:, :known], label_L=label_HL)}
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
         return terms, judged
-    end = known + (token_HXP.shape[1] - known) // (1 if share_HB1 is None else 2)
     logits_HBK, style_HBS, token_HBP = (part[:, known:end] for part in (logits_HXK, style_HXS, token_HXP))
     content_HBK = logits_HBK.softmax(-1)
     shown = {"content": content_HBK, "style": style_HBS}

@@ -142,12 +142,10 @@ def train_step(
     `of` is `objective`, or what torch.compile made of it.
     """
     token_HXP, share_HB1 = gather(table_TP, batch, settings)
-    cast = torch.autocast(table_TP.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-    with cast:
-        terms, samples = of(
-            stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings,
-            share_HB1=share_HB1, prior_HBS=None if batch.real is None else batch.real.style_HBS,
-        )  # fmt: skip
+    terms, samples = of(
+        stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings, share_HB1=share_HB1,
+        prior_HBS=None if batch.real is None else batch.real.style_HBS,
+    )  # fmt: skip
     apply_gradients(total(terms, settings).sum(), generator, again=critic is not None)
     told = {name: value.detach() for name, value in terms.items()}
     if critic is not None and batch.real is not None:
@@ -157,8 +155,7 @@ def train_step(
         }
         if "token" in samples:
             reals["token"] = table_TP[batch.real.row_HB]
-        with cast:
-            judged = critic_losses(stack, samples, reals)
+        judged = critic_losses(stack, samples, reals)
         apply_gradients(torch.stack(list(judged.values())).sum(), critic)
         told |= {f"critic_{name}": value.detach() for name, value in judged.items()}
     return told

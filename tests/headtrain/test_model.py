@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cspipe.headtrain.losses import mixed
 from cspipe.headtrain.model import ContentStyle, StackedBatchNorm, StackedLinear
 
 HEADS, ROWS, WIDE_IN, WIDE_OUT = 3, 10, 5, 4
@@ -116,3 +117,14 @@ def test_everything_but_the_discriminators_learns_with_the_encoder_and_decoder()
 def test_with_a_layer_norm_a_rows_code_does_not_depend_on_the_rows_beside_it(training):
     stack, x = make().train(training), drawn(HEADS, ROWS, 6)
     torch.testing.assert_close(stack.encode(x)[0][:, :3], stack.encode(x[:, :3])[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_rows_mixed_behind_the_first_layer_have_the_code_of_mixed_tokens(norm, training):
+    stack = make(norm=norm).double().train(training)
+    token, share = drawn(3, 11, stack.width).double(), drawn(3, 4, 1, seed=1).double().sigmoid()
+    rows = torch.cat([token[:, :9], mixed(token[:, -4:], share)], 1)
+    for code, known in zip(stack.encode(token, share, kept=9), stack.encode(rows), strict=True):
+        assert code.shape[1] == 13
+        torch.testing.assert_close(code, known, rtol=1e-12, atol=1e-12)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspipe.headtrain.batches import Pools, draw_batches, draw_passes, draw_prior, gather, head_generators
-from cspipe.headtrain.losses import mixed
+from cspipe.headtrain.losses import interpolation, mixed, sharpened
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
@@ -37,8 +37,9 @@ def trained(heads: list[int], chosen: HeadSettings, dtype: torch.dtype):
     table = torch.randn(90, 12, generator=generator, dtype=torch.float64).to(dtype)
     seeds = [7 + head for head in heads]
     stack = ContentStyle(
-        width=12, classes=3, style=chosen.style, hidden=chosen.hidden, critics=critics_in_use(chosen), seeds=seeds
-    ).to(dtype)
+        width=12, classes=3, style=chosen.style, hidden=chosen.hidden, critics=critics_in_use(chosen), seeds=seeds,
+        precision=chosen.precision,
+    ).to(dtype)  # fmt: skip
     pools = Pools([LABELLED[h] for h in heads], [UNLABELLED[h] for h in heads], PRIORS[heads])
     history = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=seeds)
     return stack, history
@@ -201,23 +202,34 @@ def test_views_of_a_step_are_views_of_its_rows_and_labelled_rows_may_be_clean_to
     assert set((labelled[0] % 90).tolist()) == set(LABELLED[0].tolist())
 
 
-def test_without_views_the_rows_themselves_are_mixed():
-    batch = next(batches_of(Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1]), 90))
-    assert torch.equal(batch.view_HB, batch.unlabelled_HB)
-
-
-def test_a_step_sees_labelled_then_clean_then_mixed_rows():
+def test_a_step_sees_labelled_rows_then_clean_rows_then_their_views():
     pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2], views=1)
     batch, table = next(batches_of(pools, 180)), torch.randn(180, 5, generator=torch.Generator().manual_seed(1))
     token, share = gather(table, batch, BASE)
     assert token.shape == (2, 12 + 32 + 32, 5)
     assert torch.equal(token[:, :12], table[batch.labelled_HL])
     assert torch.equal(token[:, 12:44], table[batch.unlabelled_HB])
-    torch.testing.assert_close(token[:, 44:], mixed(table[batch.view_HB], batch.share_HB1))
+    assert torch.equal(token[:, 44:], table[batch.view_HB])
     assert share is batch.share_HB1
     alone, share = gather(table, batch, replace(BASE, lambda_mix=0.0))
     assert share is None
     assert torch.equal(alone, token[:, :44])
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_the_rows_that_l_mix_looks_at_are_the_views_or_without_views_the_rows_themselves(views):
+    chosen = replace(BASE, lambda_c=0.0, lambda_s=0.0, lambda_yy=0.0)
+    pools = Pools(LABELLED[:2], UNLABELLED[:2], PRIORS[:2], views=views)
+    batch, table = next(batches_of(pools, 90 * (1 + views))), torch.randn(90 * (1 + views), 12)
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={}, seeds=[0, 1])
+    token, share = gather(table, batch, chosen)
+    assert token.shape[1] == 12 + 32 * (1 + views)
+    terms, _ = objective(stack, token, torch.zeros(2, 12, dtype=torch.int64), PRIORS[:2], chosen, share_HB1=share)
+    clean = table[batch.unlabelled_HB]
+    looked_at = mixed(table[batch.view_HB] if views else clean, share)
+    followed = sharpened(content_BK=stack.encode(clean)[0].softmax(-1), temperature=chosen.mix_temperature)
+    known = interpolation(logits_BK=stack.encode(looked_at)[0], content_BK=followed, share_B1=share)
+    torch.testing.assert_close(terms["L_mix"], known)
 
 
 def test_training_looks_at_the_views_and_a_head_of_many_is_still_the_head_alone():
