@@ -68,7 +68,9 @@ def test_its_defaults_are_those_of_the_settings():
     shared = vars(HeadSettings()).keys() & parameters.keys()
     assert {name: parameters[name] for name in shared} == {name: getattr(HeadSettings(), name) for name in shared}
     assert parameters.keys() - shared == {"calibrate", "random_state", "device"}
-    assert vars(HeadSettings()).keys() - shared == {"estimator", "discriminator", "discriminator_lr", "norm", "views"}
+    assert vars(HeadSettings()).keys() - shared == {
+        "estimator", "discriminator", "discriminator_lr", "norm", "views", "precision", "compile",
+    }  # fmt: skip
 
 
 def test_a_seed_gives_the_head_that_fit_heads_gives(rows, few):
