@@ -42,7 +42,7 @@ class HeadSettings:
         lambda_c: weight of D_c. lambda_s: of D_s. lambda_y: of D_y. lambda_yy: of L_y.
         lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. What is mixed
             are augmented views of the rows where the store holds some, and the rows themselves where it does not.
-        mix_temperature: sharpens the contents that L_mix follows; 1 leaves them.
+        mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
         cluster_terms: `measured` learns from the labelled rows alone where they do not bear out that rows which lie
             together are of one class, as D_c and L_mix take for granted, see `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
@@ -71,10 +71,10 @@ class HeadSettings:
     lambda_y: Weight = 0.0
     lambda_yy: Weight = 3.0
     lambda_mix: Weight = 1.0
-    mix_temperature: Annotated[float, Gt(0)] = 0.5
+    mix_temperature: Annotated[float, Gt(0)] = 1.0
     cluster_terms: ClusterTerms = "measured"
     views: Annotated[int, Ge(0)] = 64
-    entropy_weight: Weight = 0.6
+    entropy_weight: Weight = 0.3
     prior: Prior = "uniform"
     prior_given: tuple[Weight, ...] = ()
     steps: Count = 1000
