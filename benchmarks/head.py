@@ -80,10 +80,10 @@ PARTS: dict[str, Callable[[Bench, Told], Any]] = {
     "products": products,
     "table": lambda bench, told: head_rows.table(bench, told.labels or ALL_LABELS, told.methods),
     "ablation": lambda bench, told: head_rows.compare(
-        bench, told.labels or FEW_LABELS, "Ablation", head_rows.ablation(bench)
+        bench, told.labels or FEW_LABELS, "Ablation", head_rows.ablation(bench), told.rows
     ),
     "terms": lambda bench, told: head_rows.compare(
-        bench, told.labels or FEW_LABELS, "Terms of the paper's objective", head_rows.terms(bench)
+        bench, told.labels or FEW_LABELS, "Terms of the paper's objective", head_rows.terms(bench), told.rows
     ),
     "views": views,
     "imbalance": imbalance,
@@ -103,6 +103,7 @@ def parse(arguments: list[str] | None) -> Told:
     parser.add_argument("--train-seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of the table")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2, 4, 8], help="of the part views")
+    parser.add_argument("--rows", type=int, nargs="+", help="of ablation and terms: only these, counted from 0")
     parser.add_argument("--heads", type=int, nargs="+", default=[1, 5, 15], help="heads at once, of speed and products")
     parser.add_argument("--rounds", type=int, default=9, help="timed blocks of each, alternating")
     parser.add_argument("--timed-steps", type=int, default=100, help="steps of a block")

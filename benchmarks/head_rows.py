@@ -67,8 +67,14 @@ def table(bench: Bench, labels: Sequence[int], methods: Sequence[str]) -> list[R
     return found
 
 
-def compare(bench: Bench, labels: Sequence[int], title: str, variants: Sequence[Variant]) -> list[Row]:
-    """Content-style heads with each of the settings."""
+def compare(
+    bench: Bench, labels: Sequence[int], title: str, variants: Sequence[Variant], only: Sequence[int] | None = None
+) -> list[Row]:
+    """Content-style heads with each of the settings, or with the `only` ones, numbers in their order."""
+    if only is not None:
+        kept = [variants[number] for number in only if number < len(variants)]
+        names = {variant.name for variant in kept}
+        variants = [v if v.against in names else replace(v, against=None) for v in kept]
     heading(
         f"{title}, {bench.splits} splits x {bench.train_seeds} training seeds", "labels", "settings", "accuracy",
         "95 % interval", "difference, points", "95 % interval, paired", "from", "seconds a head",

@@ -182,6 +182,9 @@ def test_the_terms_are_switched_on_one_by_one(run, head, bench):
     rows, _, _ = run("terms", "--labels", "12")
     assert [row["name"] for row in rows] == list(variants)
     assert {row["against"] for row in rows} == {None, "L_c", "L_c + D_c + D_s + L_y"}
+    some, _, _ = run("terms", "--labels", "12", "--rows", "7", "9", "1")
+    assert [row["name"] for row in some] == [list(variants)[number] for number in (7, 9, 1)]
+    assert [row["against"] for row in some] == [None, "L_c + D_c + D_s + L_y", None]
 
 
 def test_views_are_counted_as_far_as_the_store_holds_them(run):
