@@ -12,6 +12,29 @@ from cspipe.headtrain.batches import Batch, Pools, draw_batches, gather, head_ge
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critic_losses, objective, total
 from cspipe.headtrain.settings import HeadSettings
+from cspipe.store.errors import SettingError
+
+Objective = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
+def compiled(function: Objective) -> Objective:
+    """The function through torch.compile, as one graph.
+
+    Raises:
+        SettingError: when it is first called, there is no compiler that torch can use.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    graph = torch.compile(function, fullgraph=True, dynamic=False)
+
+    def call(*given: object, **named: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        try:
+            return graph(*given, **named)
+        except BackendCompilerFailed as error:
+            cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+            raise SettingError(f"torch.compile failed ({cause}): leave head.settings.compile at false.") from error
+
+    return call
 
 
 def adam(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
@@ -75,7 +98,7 @@ def train_heads(
     history: list[dict[str, Tensor]] = []
     sums: dict[str, Tensor] = {}
     watch = Watch(stack, [generator] if critic is None else [generator, critic])
-    of = torch.compile(objective, fullgraph=True, dynamic=False) if settings.compile else objective
+    of = compiled(objective) if settings.compile else objective
     for step in range(1, settings.steps + 1):
         if before_step:
             before_step()
@@ -135,7 +158,7 @@ def train_step(
     generator: torch.optim.Optimizer,
     critic: torch.optim.Optimizer | None,
     *,
-    of: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] = objective,
+    of: Objective = objective,
 ) -> dict[str, Tensor]:
     """One step of encoder and decoder, then one of the discriminators on the same forward pass; detached terms.
 

@@ -15,6 +15,7 @@ from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.headtrain.train import train_heads
+from cspipe.store.errors import SettingError
 
 BASE = HeadSettings(style_term="adversarial", style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
 KINDS = {
@@ -96,6 +97,17 @@ def test_the_objective_is_one_graph_without_a_break_for_torch_compile(kind, monk
     assert len(graphs) == 1
     for name, value in eager.state_dict().items():
         torch.testing.assert_close(stack.state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_machine_without_a_compiler_is_told_plainly(monkeypatch):
+    compile_ = torch.compile
+
+    def backend(graph, inputs):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend=backend, **settings))
+    with pytest.raises(SettingError, match=r"No working C\+\+ compiler found.*leave head.settings.compile at false"):
+        trained([0], replace(BASE, steps=5, compile=True), torch.float32)
 
 
 @pytest.mark.slow
