@@ -65,6 +65,7 @@ HEADS: dict[str, tuple[Method, dict[str, Any], dict[str, Any]]] = {
 """Row of the table -> the method that is trained, its own settings of the head and of fine-tuning."""
 TUNING: dict[str, Any] = {
     "target": "image", "batch": 128, "labelled_batch": 32, "lr": 1e-3, "head_lr": 1e-3, "checkpoint_steps": 500,
+    "mix_temperature": 1.0, "entropy_weight": 0.3,
 }  # fmt: skip
 
 

@@ -30,8 +30,8 @@ class FinetuneSettings:
         accumulate: forward passes a step; their gradients are averaged. Terms of a whole batch (covariances, the
             marginal of the content) are those of one pass.
         augment: names of augmentations joined by +, drawn anew each time an image is seen; empty: none.
-        lr: peak learning rate of the backbone; None: 1e-3 for a network with batch norm, 1e-5 for a transformer, 1e-3
-            for an adapter or a network with drawn weights.
+        lr: peak learning rate of the backbone; None: 1e-3 for a network with batch or group norm and for an adapter,
+            1e-5 for a transformer.
         layer_decay: each block learns at this share of the rate of the block behind it.
         head_lr: of encoder and decoder. weight_decay: AdamW's. clip: largest norm of the gradient.
         ema: decay of the moving average of all weights, which is then what is judged and kept; 0: none.
@@ -39,6 +39,9 @@ class FinetuneSettings:
         autocast: bfloat16 in the backbone's forward pass; None: on CUDA alone.
         target: what L_y rebuilds: the `cached` token, the `live` one, either held fixed, or the `image` itself by a
             decoder of its own, as the predecessor does, which is for training from scratch.
+        mix_temperature: of L_mix, in place of the head's own: below 1 it sharpens the contents that mixed tokens
+            follow, which pays where every image is seen once or twice and harms where it is seen fifty times.
+        entropy_weight: of the closed-form D_c, in place of the head's own, for the same reason.
         regularisers: name -> weight.
         noise: kind of r3f's and r4f's noise. noise_scale: its half width or deviation, in normalised pixels.
         radius: root mean square of pdr's delta, in normalised pixels.
@@ -69,6 +72,8 @@ class FinetuneSettings:
     grad_checkpointing: bool = False
     autocast: bool | None = None
     target: Literal["cached", "live", "image"] = "cached"
+    mix_temperature: Positive = 0.5
+    entropy_weight: Annotated[float, Ge(0)] = 0.6
     regularisers: Mapping[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
     noise: Literal["normal", "uniform"] = "normal"
     noise_scale: Positive = 1e-5
