@@ -185,8 +185,8 @@ def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device,
     at = torch.from_numpy(rows.labelled)
     anchors = make_anchors(settings.regularisers, model, rows.cached_ND[at], rows.label_N[at], len(loaded.class_names))
     prior_1K = torch.from_numpy(prior_K).float().to(device)[None]
-    own = {"mix_temperature": settings.mix_temperature, "entropy_weight": settings.entropy_weight}
-    return Parts(model, loaded.backbone, replace(head.settings, **own), prior_1K, device, anchors, world, channels)
+    objective = replace(head.settings, mix_temperature=settings.mix_temperature, entropy_weight=settings.entropy_weight)
+    return Parts(model, loaded.backbone, objective, prior_1K, device, anchors, world, channels)
 
 
 def with_model(loaded: Loaded, settings: FinetuneSettings, trained: Trained) -> Loaded:
