@@ -44,19 +44,20 @@ def test_answers_are_those_of_the_head_on_the_stored_tokens_with_probabilities_a
     document("export", head_run, *places, "--to", tmp_path / "warm", "--format", "safetensors")
     config = json.loads((tmp_path / "warm" / "config.json").read_text())
     (tmp_path / "warm" / "config.json").write_text(json.dumps(config | {"temperature": 2.5}))
-    told = document("predict", tmp_path / "warm", pictures, *places, "--abstain-below", "0.3")
     (store,) = (made / "stores").glob("digits--*.zarr")
     test = open_store(store)["test"]
     saved = load_head(head_run / "heads" / "content-style-0.safetensors")
     logits = saved.head.encode(torch.from_numpy(test.embedding()[:12]))[0].double().numpy()
     expected = softmax(logits / 2.5, axis=1)
+    least = round(float(np.median(expected.max(1))), 3)  # about half of the answers are surer
+    told = document("predict", tmp_path / "warm", pictures, *places, "--abstain-below", least)
     by_name = {f"{Path(path).name}.png": row for path, row in zip(test.path()[:12], expected, strict=True)}
     answers = {Path(entry["path"]).name: entry for entry in told["predictions"]}
     assert len(answers) == told["images"] == 13
     for name, row in by_name.items():
         assert answers[name]["class"] == str(row.argmax())
         assert answers[name]["probability"] == pytest.approx(row.max(), abs=2e-3)
-        assert answers[name]["abstain"] == (answers[name]["probability"] < 0.3)
+        assert answers[name]["abstain"] == (answers[name]["probability"] < least)
     assert len({answers[name]["abstain"] for name in by_name}) == 2
 
 
