@@ -87,7 +87,6 @@ def discriminator(wide_in: int, hidden: int, generators: Sequence[torch.Generato
 class ContentStyle(nn.Module):
     """H content-style heads: encoder P-F-(K+S), decoder (K+S)-F-P, one discriminator a prior in use.
 
-
     Args:
         width: projected token width P.
         classes: K.
