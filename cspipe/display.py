@@ -99,10 +99,12 @@ def print_head(document: Document) -> None:
     told = document.get("clusters")
     if told and told["left_out"]:
         lowest = min(value for value in told["agreement"].values() if value is not None)
+        anchored = len(told["anchors"])
         print(
             f"Rows that lie together are often of other classes here (agreement {lowest:.2f}, {told['least']:.2f} is "
             f"wanted): on {len(told['left_out'])} of {len(told['agreement'])} splits content-style learned from the "
-            "labelled rows alone."
+            "labelled rows alone"
+            + (f", on {anchored} with tokens standardised by their neighbourhood." if anchored else ".")
         )
     print(f"{document['run']}  {document['seconds']} s")
 

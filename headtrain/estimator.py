@@ -21,10 +21,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from cspipe.headtrain.calibration import best_temperature, held_out, without
-from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
+from cspipe.headtrain.clusters import look_at_rows
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
-from cspipe.headtrain.projection import Projection, fit_projection
+from cspipe.headtrain.projection import fit_projection
 from cspipe.headtrain.settings import ClusterTerms, ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
 from cspipe.store.errors import SettingError
 
@@ -273,16 +273,14 @@ def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: Head
 
 
 def settings_for(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings) -> HeadSettings:
-    """The settings, without cluster terms where the labelled rows do not bear clusters out."""
+    """The settings, or those that the labelled rows bear out where they do not bear clusters out."""
     if not settings.asks_for_clusters:
         return settings
-    found = measure_agreement(rows, labelled, label_L, np.arange(len(rows)), floor=settings.scale_floor)
-    return settings if found is None or found >= LEAST_AGREEMENT else settings.without_clusters()
+    found = look_at_rows(rows, labelled, label_L, np.arange(len(rows)), floor=settings.scale_floor)
+    return found.borne_out(settings)
 
 
 def for_prediction(head: Head) -> Head:
     """The head on the CPU in double precision."""
-    old = head.projection
-    basis_DP = None if old.basis_DP is None else old.basis_DP.cpu().double()
-    projection = Projection(old.mean_D.cpu().double(), old.scale_D.cpu().double(), basis_DP)
+    projection = head.projection.to("cpu").to(torch.float64)
     return Head(deepcopy(head.stack).cpu().double().eval(), projection, head.settings)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from cspipe.headtrain.heads import Head
 from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.neighbourhood import Neighbourhood
 from cspipe.headtrain.objective import critics_in_use
 from cspipe.headtrain.projection import Projection
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import MismatchError, MissingDataError
 
 FORMAT = 2
+AROUND = "projection.around."
 BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0, "norm": "batch"}
 """What heads of format 1 did, before these were settings."""
 
@@ -41,6 +43,9 @@ def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: 
     }
     if head.projection.basis_DP is not None:
         tensors["projection.basis"] = head.projection.basis_DP.cpu().contiguous()
+    if head.projection.around is not None:
+        around = vars(head.projection.around.to("cpu"))
+        tensors |= {f"{AROUND}{name}": value.contiguous() for name, value in around.items()}
     tensors["labelled_row_id"] = torch.from_numpy(np.ascontiguousarray(labelled_row_id))
     shape = {"classes": head.stack.classes, "width": head.stack.width}
     facts = {"format": FORMAT, "settings": asdict(head.settings), "shape": shape, **card}
@@ -101,9 +106,9 @@ def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: tor
     )  # fmt: skip
     weights = {name.removeprefix("stack."): t for name, t in tensors.items() if name.startswith("stack.")}
     stack.load_state_dict(weights)
-    basis = tensors.get("projection.basis")
+    around = {name.removeprefix(AROUND): t for name, t in tensors.items() if name.startswith(AROUND)}
     projection = Projection(
-        tensors["projection.mean"].to(device), tensors["projection.scale"].to(device),
-        None if basis is None else basis.to(device),
+        tensors["projection.mean"], tensors["projection.scale"], tensors.get("projection.basis"),
+        Neighbourhood(**around) if around else None,
     )  # fmt: skip
-    return Head(stack.to(device).eval(), projection, settings)
+    return Head(stack.to(device).eval(), projection.to(device), settings)

@@ -175,7 +175,9 @@ def resident_table(
     for start, rows in zip(starts, pools, strict=False):
         whole, at = len(rows) == len(token_ND), torch.from_numpy(rows)
         pool_ND = token_ND if whole else token_ND[at]
-        projection = fit_projection(pool_ND, settings.components, scale_floor=settings.scale_floor, device=device)
+        projection = fit_projection(
+            pool_ND, settings.components, scale_floor=settings.scale_floor, anchors=settings.anchors, device=device
+        )
         if not projections:
             table_TP = torch.empty(starts[-1] * (1 + len(view_VND)), projection.width, device=device)
         for number, view_ND in enumerate([pool_ND, *view_VND]):

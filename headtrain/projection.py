@@ -3,6 +3,7 @@
 Legend: `N` rows, `D` token width, `P` projected width.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
+from cspipe.headtrain.neighbourhood import DIRECTIONS, Neighbourhood, anchor_rows, fit_neighbourhood
 from cspipe.store.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -21,17 +23,21 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Projection:
-    """(token - mean) / scale, then the first P principal components; kept with the head.
+    """(token - mean) / scale, once more with its neighbourhood's where asked, then the first P principal components.
+
+    It is kept with the head.
 
     Attributes:
         mean_D: mean of the rows it was fitted on.
         scale_D: their deviation with a floor, see `fit_projection`.
         basis_DP: orthonormal principal directions of the standardised rows, or None to keep all D.
+        around: statistics of the neighbourhood of a standardised row, or None.
     """
 
     mean_D: Tensor
     scale_D: Tensor
     basis_DP: Tensor | None
+    around: Neighbourhood | None = None
 
     def __call__(self, token_ND: Tensor) -> Tensor:
         """`(..., N, D)` of any float type -> `(..., N, P)` fp32 (float64 stays float64); differentiable.
@@ -45,6 +51,8 @@ class Projection:
                 "store of the backbone that it was trained on."
             )
         standard_ND = (token_ND.to(self.mean_D.dtype) - self.mean_D) / self.scale_D
+        if self.around is not None:
+            standard_ND = self.around(standard_ND)
         return standard_ND if self.basis_DP is None else standard_ND @ self.basis_DP
 
     def rows(self, token_ND: Tensor) -> Tensor:
@@ -56,6 +64,12 @@ class Projection:
             out_NP[start : start + len(part)] = self(part)
         return out_NP
 
+    def to(self, place: torch.device | str | torch.dtype) -> "Projection":
+        """The same on another device or in another float type."""
+        basis_DP = None if self.basis_DP is None else self.basis_DP.to(place)
+        around = None if self.around is None else self.around.to(place)
+        return Projection(self.mean_D.to(place), self.scale_D.to(place), basis_DP, around)
+
     @property
     def width(self) -> int:
         """Projected width P."""
@@ -63,9 +77,14 @@ class Projection:
 
 
 def fit_projection(
-    token_ND: "Tokens", components: int, *, scale_floor: float = 1.0, device: torch.device | str = "cpu"
+    token_ND: "Tokens",
+    components: int,
+    *,
+    scale_floor: float = 1.0,
+    anchors: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Projection:
-    """Statistics of the unlabelled training rows `(N, D)`; moments are summed in float64 over blocks of rows.
+    """Statistics of the unlabelled training rows `(N, D)`.
 
     A dimension is divided by sqrt(variance + scale_floor^2 x mean variance of all dimensions). Full standardisation
     (0) raises dimensions that are nearly dead to the weight of all others: a tenth of EfficientNet's are on MNIST,
@@ -75,28 +94,61 @@ def fit_projection(
         token_ND: the rows, any float type, on any device; those that stay in their store are read chunk by chunk.
         components: P; 0, or D and more, keeps all D without a basis.
         scale_floor: share of the root mean square deviation that no dimension's scale falls below.
+        anchors: rows that the statistics of neighbourhoods are kept at; 0, or rows too few, goes without them.
         device: where the projection will live.
     """
-    rows, width = token_ND.shape
-    total_D = torch.zeros(width, dtype=torch.float64, device=device)
-    moment_DD = torch.zeros(width, width, dtype=torch.float64, device=device)
-    shift_D = torch.zeros(0)
-    for block_ND in torch.split(token_ND, ROWS_AT_ONCE) if isinstance(token_ND, Tensor) else token_ND.blocks():
-        part_ND = block_ND.to(device).float()
-        shift_D = shift_D if len(shift_D) else part_ND.mean(0)
-        part_ND = part_ND - shift_D
-        total_D += part_ND.sum(0)
-        moment_DD += part_ND.T @ part_ND
-    centre_D = total_D / rows
-    covariance_DD = moment_DD / rows - torch.outer(centre_D, centre_D)
+    width, numbers_A = token_ND.shape[1], anchor_rows(len(token_ND), anchors)
+    mean_D, covariance_DD = moments(stored_blocks(token_ND, device), width, device)
     variance_D = covariance_DD.diagonal().clamp_min(0)
     scale_D = (variance_D + scale_floor**2 * variance_D.mean()).sqrt()
     scale_D = torch.where(scale_D > 1e-6, scale_D, torch.ones_like(scale_D))
-    mean_D = (centre_D + shift_D).float()
-    if components == 0 or components >= width:
-        return Projection(mean_D, scale_D.float(), None)
-    correlation_DD = (covariance_DD / torch.outer(scale_D, scale_D)).cpu().numpy()
-    # LAPACK's evr gives the leading directions alone, and copes with the many zeros of fewer rows than dimensions.
-    ascending_DP = linalg.eigh(correlation_DD, subset_by_index=[width - components, width - 1], driver="evr")[1]
-    basis_DP = torch.from_numpy(np.ascontiguousarray(ascending_DP[:, ::-1], np.float32)).to(device)
-    return Projection(mean_D, scale_D.float(), basis_DP)
+    covariance_DD = covariance_DD / torch.outer(scale_D, scale_D)
+    projection = Projection(mean_D.float(), scale_D.float(), None)
+    keeps_all = components == 0 or components >= width
+    if len(numbers_A):
+        flat = projection
+        query_DQ = leading_directions(covariance_DD, min(DIRECTIONS, width))
+        around = fit_neighbourhood(
+            lambda: map(flat, stored_blocks(token_ND, device)), query_DQ, flat.rows(token_ND[numbers_A]),
+            scale_floor=scale_floor,
+        )  # fmt: skip
+        projection = Projection(flat.mean_D, flat.scale_D, None, around)
+        if not keeps_all:
+            covariance_DD = moments(map(projection, stored_blocks(token_ND, device)), width, device)[1]
+    if keeps_all:
+        return projection
+    basis_DP = leading_directions(covariance_DD, components)
+    return Projection(projection.mean_D, projection.scale_D, basis_DP, projection.around)
+
+
+def stored_blocks(token_ND: "Tokens", device: torch.device | str) -> Iterator[Tensor]:
+    """The rows in fp32 on the device, some at a time."""
+    blocks = torch.split(token_ND, ROWS_AT_ONCE) if isinstance(token_ND, Tensor) else token_ND.blocks()
+    return (block_ND.to(device).float() for block_ND in blocks)
+
+
+def moments(blocks: Iterable[Tensor], width: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Mean `(D,)` and covariance `(D, D)` of rows that come block by block, summed in float64."""
+    rows, shift_D = 0, torch.zeros(0)
+    total_D = torch.zeros(width, dtype=torch.float64, device=device)
+    moment_DD = torch.zeros(width, width, dtype=torch.float64, device=device)
+    for block_ND in blocks:
+        shift_D = shift_D if len(shift_D) else block_ND.mean(0)
+        part_ND = block_ND - shift_D
+        rows += len(part_ND)
+        total_D += part_ND.sum(0)
+        moment_DD += part_ND.T @ part_ND
+    centre_D = total_D / rows
+    return centre_D + shift_D, moment_DD / rows - torch.outer(centre_D, centre_D)
+
+
+def leading_directions(covariance_DD: Tensor, count: int) -> Tensor:
+    """Orthonormal principal directions `(D, count)` in fp32, the leading one first, where the covariance is.
+
+    LAPACK's evr gives the leading directions alone, and copes with the many zeros of fewer rows than dimensions.
+    """
+    width = len(covariance_DD)
+    ascending_DP = linalg.eigh(
+        covariance_DD.cpu().numpy(), subset_by_index=[width - count, width - 1], driver="evr"
+    )[1]  # fmt: skip
+    return torch.from_numpy(np.ascontiguousarray(ascending_DP[:, ::-1], np.float32)).to(covariance_DD.device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import ChunkedTokens, available_bytes, check_streamed, resident_bytes
-from cspipe.headtrain.clusters import LEAST_AGREEMENT
+from cspipe.headtrain.clusters import LEAST_AGREEMENT, Findings
 from cspipe.headtrain.diagnostics import diagnose
 from cspipe.headtrain.evaluate import paired, summarise
 from cspipe.headtrain.headfile import save_head
@@ -136,18 +136,24 @@ def findings(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | None:
     """How far classes lie together by each split's labelled rows, and the splits where it was not relied on.
 
-    None where nothing relies on it. In cross-validation the lowest of a split's folds counts.
+    `anchors` are those of them where tokens were standardised with their neighbourhood. None where nothing relies on
+    it. In cross-validation the lowest of a split's folds counts.
     """
     settings = method_settings(MAIN_METHOD, study.settings)
     if MAIN_METHOD not in methods or not settings.asks_for_clusters:
         return None
-    found: dict[str, float | None] = {}
+    by_seed: dict[str, list[Findings]] = {}
     for trial in study.trials:
-        told, seed = study.agreement(settings, trial), str(trial.split_seed)
-        known = [value for value in (found.get(seed), told) if value is not None]
-        found[seed] = min(known, default=None)
-    left_out = [seed for seed, told in found.items() if told is not None and told < LEAST_AGREEMENT]
-    return {"agreement": found, "least": LEAST_AGREEMENT, "left_out": left_out}
+        by_seed.setdefault(str(trial.split_seed), []).append(study.found(settings, trial))
+    agreement = {
+        seed: min((each.agreement for each in found if each.agreement is not None), default=None)
+        for seed, found in by_seed.items()
+    }
+    return {
+        "agreement": agreement, "least": LEAST_AGREEMENT,
+        "left_out": [seed for seed, found in by_seed.items() if not all(each.bears_out for each in found)],
+        "anchors": [seed for seed, found in by_seed.items() if any(each.anchors for each in found)],
+    }  # fmt: skip
 
 
 def count_restarts(outcome: Outcome) -> int:

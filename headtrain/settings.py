@@ -29,6 +29,8 @@ class HeadSettings:
         components: principal components the scaled tokens are projected on; 0 keeps the token as it is.
         scale_floor: share of the tokens' root mean square deviation that no dimension's scale falls below; 0
             standardises fully, see `fit_projection`.
+        anchors: tokens are standardised once more with the statistics of their neighbourhood, which are kept at so
+            many anchors, see `neighbourhood`; 0 goes without.
         hidden: width of the encoder's and the decoder's hidden layer.
         norm: between the layers: `layer`, or the paper's `batch`, which needs batches of one kind of rows.
         style: width S of the style vector.
@@ -44,7 +46,8 @@ class HeadSettings:
             are augmented views of the rows where the store holds some, and the rows themselves where it does not.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
         cluster_terms: `measured` learns from the labelled rows alone where they do not bear out that rows which lie
-            together are of one class, as D_c and L_mix take for granted, see `clusters`; `always` does not look.
+            together are of one class, as D_c and L_mix take for granted, and has `anchors` there if that helps, see
+            `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
         prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
@@ -59,6 +62,7 @@ class HeadSettings:
 
     components: Annotated[int, Ge(0)] = 512
     scale_floor: Weight = 1.0
+    anchors: Annotated[int, Ge(0)] = 0
     hidden: Count = 256
     norm: Norm = "layer"
     style: Count = 32
@@ -96,13 +100,15 @@ class HeadSettings:
         """True where it must be measured whether rows that lie together are of one class."""
         return self.cluster_terms == "measured" and max(self.lambda_c, self.lambda_mix) > 0
 
-    def without_clusters(self) -> "HeadSettings":
-        """The same head with L_c alone, on the whole token: what is left where unlabelled rows mislead.
+    def without_clusters(self, anchors: int = 0) -> "HeadSettings":
+        """The same head with L_c alone, on the whole token: what is left where what lies together is no class.
+
+        Unlabelled rows still tell what a token is standardised by; `anchors` are used at least so many.
 
         L_y and D_s were left in for trial, at several weights: 0.5 to 1.0 points below this with 100 labels, level
         with it at 1,000 (MNIST under white stripes, lite0, dev rows).
         """
-        return replace(self, **LABELLED_ROWS_ALONE)
+        return replace(self, **LABELLED_ROWS_ALONE, anchors=max(self.anchors, anchors))
 
 
 LABELLED_ROWS_ALONE: Mapping[str, Any] = MappingProxyType({

@@ -33,21 +33,25 @@ FEWEST_CHUNKS = 2
 """A window holds at least so many chunks, or all rows."""
 
 
-def peak_bytes(*, window: int, labelled: int, chunk: int, width: int, projected: int, views: int, itemsize: int) -> int:
+def peak_bytes(
+    *, window: int, labelled: int, chunk: int, width: int, projected: int, views: int, itemsize: int, anchors: int = 0
+) -> int:
     """Most that the training rows take at any time, bytes; judged rows and the heads themselves come on top.
 
-    4 P (1 + V) (L + W + 2 C)  +  D itemsize L  +  D C (3 itemsize + 12)  +  80 D^2
+    4 P (1 + V) (L + W + 2 C)  +  D itemsize L  +  D C (3 itemsize + 12)  +  80 D^2  +  24 D (A + C, where there are A)
 
-    These are the table and two chunks on their way into it; the labelled rows as stored; one chunk as it is read and
-    standardised; and the moments and principal directions of the projection. A row's label, number and hash, some 170
-    bytes, come on top. N is in no other term: that is the point.
+    These are the table and two chunks on their way into it; the labelled rows as stored; one chunk as it is read
+    and standardised; the moments and principal directions of the projection; and the statistics of neighbourhoods.
+    A row's label, number and hash, some 170 bytes, come on top, and before any of it the sample that tells how the
+    rows lie, see `clusters`: 11,000 rows of some 24 D bytes. N is in no other term: that is the point.
 
     Args:
         window: W. labelled: L, distinct rows over all heads. chunk: C.
-        width: D. projected: P. views: V. itemsize: bytes of a stored number.
+        width: D. projected: P. views: V. itemsize: bytes of a stored number. anchors: A.
     """
     table = 4 * projected * (1 + views) * (labelled + window + 2 * chunk)
-    return table + width * itemsize * labelled + width * chunk * (3 * itemsize + 12) + 80 * width**2
+    around = 24 * width * (anchors + chunk) if anchors else 0
+    return table + around + width * itemsize * labelled + width * chunk * (3 * itemsize + 12) + 80 * width**2
 
 
 def window_rows(tokens: ChunkedTokens, labelled: int, projected: int, views: int, settings: HeadSettings) -> int:
@@ -62,7 +66,7 @@ def window_rows(tokens: ChunkedTokens, labelled: int, projected: int, views: int
     fewest = min(rows, FEWEST_CHUNKS * chunk) if settings.semi_supervised else 0
     fixed = peak_bytes(
         window=0, labelled=labelled, chunk=chunk, width=width, projected=projected, views=views,
-        itemsize=tokens.itemsize,
+        itemsize=tokens.itemsize, anchors=settings.anchors,
     )  # fmt: skip
     row_bytes = 4 * projected * (1 + views)
     room = (tokens.limit_bytes - fixed) // row_bytes
@@ -168,7 +172,9 @@ def streamed_table(
     known_L = np.unique(np.concatenate(labelled))
     projected = min(settings.components or tokens.shape[1], tokens.shape[1])
     window = window_rows(tokens, len(known_L), projected, len(parts) - 1, settings)
-    projection = fit_projection(tokens, settings.components, scale_floor=settings.scale_floor, device=device)
+    projection = fit_projection(
+        tokens, settings.components, scale_floor=settings.scale_floor, anchors=settings.anchors, device=device
+    )
     table_VTP = torch.empty(len(parts), len(known_L) + window, projection.width, device=device)
     for view, part in enumerate(parts):
         table_VTP[view, : len(known_L)] = projection.rows(part[torch.from_numpy(known_L)])

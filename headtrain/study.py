@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
 from cspipe.headtrain.chunked import resident
-from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
+from cspipe.headtrain.clusters import Findings, look_at_rows
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
@@ -104,13 +104,13 @@ class Memory:
         rows: of the trial at hand, with their graph of nearest neighbours.
         answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
         priors: class priors, by their kind and labelled rows.
-        agreements: what `measure_agreement` found, by its scale and labelled rows.
+        findings: what `look_at_rows` found, by its scale and labelled rows.
     """
 
     rows: dict[object, SharedRows] = field(default_factory=dict)
     answers: dict[object, Answers] = field(default_factory=dict)
     priors: dict[object, NDArray[np.float64]] = field(default_factory=dict)
-    agreements: dict[object, float | None] = field(default_factory=dict)
+    findings: dict[object, Findings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,21 +170,18 @@ class Study:
         )  # fmt: skip
 
     def settings_of(self, settings: HeadSettings, trial: Trial) -> HeadSettings:
-        """The settings, or those without cluster terms where the trial's labelled rows do not bear clusters out."""
-        if not settings.asks_for_clusters:
-            return settings
-        found = self.agreement(settings, trial)
-        return settings if found is None or found >= LEAST_AGREEMENT else settings.without_clusters()
+        """The settings, or those that the trial's labelled rows bear out where they do not bear clusters out."""
+        return self.found(settings, trial).borne_out(settings) if settings.asks_for_clusters else settings
 
-    def agreement(self, settings: HeadSettings, trial: Trial) -> float | None:
-        """How far classes lie together, by the trial's own labelled rows; None where there are too few others."""
+    def found(self, settings: HeadSettings, trial: Trial) -> Findings:
+        """How the trial's rows lie, by its own labelled rows."""
         key = (settings.scale_floor, *rows_of(trial))
-        if key not in self.memory.agreements:
-            self.memory.agreements[key] = measure_agreement(
+        if key not in self.memory.findings:
+            self.memory.findings[key] = look_at_rows(
                 self.rows.token_ND, trial.labelled, self.rows.label_N[trial.labelled], trial.unlabelled,
                 floor=settings.scale_floor,
             )  # fmt: skip
-        return self.memory.agreements[key]
+        return self.memory.findings[key]
 
     def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
         """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""

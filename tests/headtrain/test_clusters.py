@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cspipe.headtrain.clusters import LEAST_AGREEMENT, measure_agreement
+from cspipe.headtrain.clusters import LEAST_AGREEMENT, Findings, measure_agreement
 from cspipe.headtrain.estimator import ContentStyleClassifier
 from cspipe.headtrain.rows import labelled_positions, read_rows
 from cspipe.headtrain.settings import HeadSettings, method_settings
@@ -81,12 +81,12 @@ def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, together
     outcome = made.run("content-style")
     assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [mixes] * 3
     assert ({"L_mix", "D_c"} <= outcome.metrics[-1].keys()) is mixes
-    assert len(made.memory.agreements) == (0 if changes else 3)
+    assert len(made.memory.findings) == (0 if changes else 3)
 
 
 def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatch):
     told = iter([0.9, 0.1, 0.9])
-    monkeypatch.setattr("cspipe.headtrain.study.measure_agreement", lambda *_, **__: next(told))
+    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(next(told)))
     made = study(True)
     outcome = made.run("content-style")
     assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [True, False, True]
@@ -94,7 +94,7 @@ def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatc
     mixed = {record["split_seed"] for record in outcome.metrics if "L_mix" in record}
     assert mixed == {0, 2} and {record["split_seed"] for record in outcome.metrics} == {0, 1, 2}
     alone = Study(made.rows, made.trials[1:2], made.settings, "cpu", None, Memory())
-    monkeypatch.setattr("cspipe.headtrain.study.measure_agreement", lambda *_, **__: 0.1)
+    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1))
     assert alone.run("content-style").results[0]["accuracy"] == outcome.results[1]["accuracy"]
 
 

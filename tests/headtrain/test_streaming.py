@@ -91,13 +91,16 @@ def test_dev_rows_are_held_out_of_rows_that_stay_in_their_store(chunked):
     assert streamed.eval_label_M.tolist() == rows.eval_label_M.tolist()
 
 
-def test_the_projection_of_rows_in_their_store_is_that_of_the_same_rows_in_memory(chunked, tokens):
-    loaded = fit_projection(read_rows(chunked).token_ND, 8)
-    streamed = fit_projection(tokens[0], 8)
+@pytest.mark.parametrize("anchors", [0, 40])
+def test_the_projection_of_rows_in_their_store_is_that_of_the_same_rows_in_memory(chunked, tokens, anchors):
+    loaded = fit_projection(read_rows(chunked).token_ND, 8, anchors=anchors)
+    streamed = fit_projection(tokens[0], 8, anchors=anchors)
     torch.testing.assert_close(streamed.mean_D, loaded.mean_D, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(streamed.scale_D, loaded.scale_D, rtol=1e-5, atol=1e-5)
     cosine_P = (streamed.basis_DP * loaded.basis_DP).sum(0).abs()
     torch.testing.assert_close(cosine_P, torch.ones(8), rtol=0, atol=1e-4)
+    if anchors:
+        torch.testing.assert_close(streamed.around.mean_AD, loaded.around.mean_AD, rtol=1e-3, atol=1e-4)
 
 
 def test_a_pass_visits_every_chunk_once_before_any_comes_again_in_another_order():
