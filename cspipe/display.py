@@ -97,14 +97,16 @@ def print_head(document: Document) -> None:
     if splits == 1:
         print("no intervals: all labels are used, or one split was asked for; --labels N with --seeds draws several")
     told = document.get("clusters")
-    if told and told["left_out"]:
-        lowest = min(value for value in told["agreement"].values() if value is not None)
-        anchored = len(told["anchors"])
+    if told and told["anchors"]:
         print(
-            f"Rows that lie together are often of other classes here (agreement {lowest:.2f}, {told['least']:.2f} is "
-            f"wanted): on {len(told['left_out'])} of {len(told['agreement'])} splits content-style learned from the "
-            "labelled rows alone"
-            + (f", on {anchored} with tokens standardised by their neighbourhood." if anchored else ".")
+            "Something else outshines the classes here: tokens were standardised with their neighbourhood on "
+            f"{len(told['anchors'])} of {len(told['agreement'])} splits."
+        )
+    if told and told["left_out"]:
+        print(
+            "Rows that lie together are often of other classes, as held-out labelled rows told: on "
+            f"{len(told['left_out'])} of {len(told['agreement'])} splits content-style learned from the labelled rows "
+            "alone."
         )
     print(f"{document['run']}  {document['seconds']} s")
 

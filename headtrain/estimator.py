@@ -21,7 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from cspipe.headtrain.calibration import best_temperature, held_out, without
-from cspipe.headtrain.clusters import look_at_rows
+from cspipe.headtrain.clusters import draw_sample, look_at_rows
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import fit_projection
@@ -155,7 +155,7 @@ class ContentStyleClassifier(
         label_N[labelled] = label_L
         task = HeadTask(labelled, np.arange(len(rows)), training_seed(self.random_state),
                         task_prior(rows, labelled, label_L, settings, len(classes)))  # fmt: skip
-        settings = settings_for(rows, labelled, label_L, settings)
+        settings = settings_for(rows, task, label_L, settings, len(classes), device)
         held = held_out(label_L, task.seed) if self.calibrate else np.empty(0, np.int64)
         tasks = [task, without(task, labelled[held])] if len(held) else [task]
         fit = fit_heads(rows, torch.from_numpy(label_N), tasks, settings, classes=len(classes), device=device)
@@ -272,11 +272,16 @@ def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: Head
     )  # fmt: skip
 
 
-def settings_for(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings) -> HeadSettings:
-    """The settings, or those that the labelled rows bear out where they do not bear clusters out."""
+def settings_for(
+    rows: torch.Tensor, task: HeadTask, label_L: Ints, settings: HeadSettings, classes: int, device: torch.device
+) -> HeadSettings:
+    """The settings, or what the labelled rows bear out of them."""
     if not settings.asks_for_clusters:
         return settings
-    found = look_at_rows(rows, labelled, label_L, np.arange(len(rows)), floor=settings.scale_floor)
+    sample = draw_sample(rows, task.unlabelled, floor=settings.scale_floor)
+    found = look_at_rows(
+        rows, sample, task.labelled, label_L, settings, classes=classes, prior_K=task.prior_K, device=device
+    )
     return found.borne_out(settings)
 
 

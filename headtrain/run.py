@@ -9,7 +9,7 @@ import numpy as np
 
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import ChunkedTokens, available_bytes, check_streamed, resident_bytes
-from cspipe.headtrain.clusters import LEAST_AGREEMENT, Findings
+from cspipe.headtrain.clusters import PLAIN_AGREEMENT, Findings
 from cspipe.headtrain.diagnostics import diagnose
 from cspipe.headtrain.evaluate import paired, summarise
 from cspipe.headtrain.headfile import save_head
@@ -136,7 +136,8 @@ def findings(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | None:
     """How far classes lie together by each split's labelled rows, and the splits where it was not relied on.
 
-    `anchors` are those of them where tokens were standardised with their neighbourhood. None where nothing relies on
+    `held_out` are the accuracies of the heads that were tried with and without relying on it, null where the agreement
+    is plain; `anchors` the splits where tokens were standardised with their neighbourhood. None where nothing relies on
     it. In cross-validation the lowest of a split's folds counts.
     """
     settings = method_settings(MAIN_METHOD, study.settings)
@@ -150,7 +151,8 @@ def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | Non
         for seed, found in by_seed.items()
     }
     return {
-        "agreement": agreement, "least": LEAST_AGREEMENT,
+        "agreement": agreement, "plain": PLAIN_AGREEMENT,
+        "held_out": {seed: [each.held_out for each in found] for seed, found in by_seed.items()},
         "left_out": [seed for seed, found in by_seed.items() if not all(each.bears_out for each in found)],
         "anchors": [seed for seed, found in by_seed.items() if any(each.anchors for each in found)],
     }  # fmt: skip

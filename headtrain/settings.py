@@ -45,9 +45,9 @@ class HeadSettings:
         lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. What is mixed
             are augmented views of the rows where the store holds some, and the rows themselves where it does not.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
-        cluster_terms: `measured` learns from the labelled rows alone where they do not bear out that rows which lie
-            together are of one class, as D_c and L_mix take for granted, and has `anchors` there if that helps, see
-            `clusters`; `always` does not look.
+        cluster_terms: `measured` uses `anchors` where labelled rows tell that it helps, and learns from the labelled
+            rows alone where they do not bear out that rows which lie together are of one class, as D_c and L_mix take
+            for granted, see `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
         prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
@@ -100,15 +100,15 @@ class HeadSettings:
         """True where it must be measured whether rows that lie together are of one class."""
         return self.cluster_terms == "measured" and max(self.lambda_c, self.lambda_mix) > 0
 
-    def without_clusters(self, anchors: int = 0) -> "HeadSettings":
+    def without_clusters(self) -> "HeadSettings":
         """The same head with L_c alone, on the whole token: what is left where what lies together is no class.
 
-        Unlabelled rows still tell what a token is standardised by; `anchors` are used at least so many.
+        Unlabelled rows still tell what tokens are standardised by.
 
         L_y and D_s were left in for trial, at several weights: 0.5 to 1.0 points below this with 100 labels, level
         with it at 1,000 (MNIST under white stripes, lite0, dev rows).
         """
-        return replace(self, **LABELLED_ROWS_ALONE, anchors=max(self.anchors, anchors))
+        return replace(self, **LABELLED_ROWS_ALONE)
 
 
 LABELLED_ROWS_ALONE: Mapping[str, Any] = MappingProxyType({

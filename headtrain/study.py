@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
 from cspipe.headtrain.chunked import resident
-from cspipe.headtrain.clusters import Findings, look_at_rows
+from cspipe.headtrain.clusters import TRIAL_STEPS, Findings, Sample, draw_sample, look_at_rows
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
@@ -104,12 +104,14 @@ class Memory:
         rows: of the trial at hand, with their graph of nearest neighbours.
         answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
         priors: class priors, by their kind and labelled rows.
-        findings: what `look_at_rows` found, by its scale and labelled rows.
+        samples: of rows that may be looked at, by their scale and the rows held out.
+        findings: what `look_at_rows` found, by the settings and labelled rows.
     """
 
     rows: dict[object, SharedRows] = field(default_factory=dict)
     answers: dict[object, Answers] = field(default_factory=dict)
     priors: dict[object, NDArray[np.float64]] = field(default_factory=dict)
+    samples: dict[object, Sample] = field(default_factory=dict)
     findings: dict[object, Findings] = field(default_factory=dict)
 
 
@@ -170,16 +172,27 @@ class Study:
         )  # fmt: skip
 
     def settings_of(self, settings: HeadSettings, trial: Trial) -> HeadSettings:
-        """The settings, or those that the trial's labelled rows bear out where they do not bear clusters out."""
+        """The settings, or what the trial's labelled rows bear out of them."""
         return self.found(settings, trial).borne_out(settings) if settings.asks_for_clusters else settings
 
     def found(self, settings: HeadSettings, trial: Trial) -> Findings:
         """How the trial's rows lie, by its own labelled rows."""
-        key = (settings.scale_floor, *rows_of(trial))
+        labelled_bytes, judged_bytes = rows_of(trial)
+        sample = (settings.scale_floor, judged_bytes)
+        key = (settings, labelled_bytes, judged_bytes)
+        tokens = self.rows.token_ND
+        if sample not in self.memory.samples:
+            self.memory.samples[sample] = draw_sample(tokens, trial.unlabelled, floor=settings.scale_floor)
         if key not in self.memory.findings:
+            label_L = self.rows.label_N[trial.labelled]
+
+            def told(step: int) -> None:
+                if self.on_progress:
+                    self.on_progress("how rows lie", step / TRIAL_STEPS)
+
             self.memory.findings[key] = look_at_rows(
-                self.rows.token_ND, trial.labelled, self.rows.label_N[trial.labelled], trial.unlabelled,
-                floor=settings.scale_floor,
+                tokens, self.memory.samples[sample], trial.labelled, label_L, settings, classes=self.rows.classes,
+                prior_K=self.prior(settings, trial), device=self.device, on_step=told,
             )  # fmt: skip
         return self.memory.findings[key]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cspipe.headtrain.clusters import LEAST_AGREEMENT, Findings, measure_agreement
+from cspipe.headtrain.clusters import PLAIN_AGREEMENT, Findings, agreement, draw_sample, folds_of, look_at_rows
 from cspipe.headtrain.estimator import ContentStyleClassifier
 from cspipe.headtrain.rows import labelled_positions, read_rows
 from cspipe.headtrain.settings import HeadSettings, method_settings
@@ -28,27 +28,51 @@ def tokens(seed, *, together, rows=400):
     return token_ND.astype(np.float32), label_N
 
 
-def measured(token_ND, label_N, labels=60):
-    """The agreement with the first rows labelled."""
-    at = np.arange(labels)
-    return measure_agreement(torch.from_numpy(token_ND), at, label_N[at], np.arange(len(label_N)), floor=1.0)
+def looked_at(token_ND, label_N, labels=60, **changes):
+    """What is found with the first rows labelled."""
+    at, tokens_ND = np.arange(labels), torch.from_numpy(token_ND)
+    sample = draw_sample(tokens_ND, np.arange(len(label_N)), floor=1.0)
+    settings = HeadSettings(hidden=32, steps=60, batch=64, labelled_batch=32, **changes)
+    return look_at_rows(tokens_ND, sample, at, label_N[at], settings, classes=CLASSES)
 
 
-def test_agreement_is_high_where_classes_lie_together_and_low_where_something_else_does():
-    assert measured(*tokens(1, together=True)) > 0.9
-    assert measured(*tokens(1, together=False)) < LEAST_AGREEMENT
+def test_where_classes_lie_together_the_graph_tells_and_no_head_is_tried():
+    found = looked_at(*tokens(1, together=True))
+    assert found.agreement > 0.9 and found.held_out is None and found.bears_out
 
 
-def test_agreement_is_the_same_each_time_and_does_not_look_at_hidden_labels():
+def test_where_something_else_lies_together_heads_that_are_tried_tell():
+    found = looked_at(*tokens(1, together=False))
+    assert found.agreement < PLAIN_AGREEMENT and found.held_out[0] < found.held_out[1] and not found.bears_out
+
+
+def test_what_is_found_is_the_same_each_time_and_does_not_look_at_hidden_labels():
     token_ND, label_N = tokens(2, together=False)
     hidden = label_N.copy()
     hidden[60:] = -1
-    assert measured(token_ND, label_N) == measured(token_ND, hidden) == measured(token_ND, label_N)
+    assert looked_at(token_ND, label_N) == looked_at(token_ND, hidden) == looked_at(token_ND, label_N)
 
 
-def test_too_few_other_rows_tell_nothing():
-    token_ND, label_N = tokens(1, together=True, rows=70)
-    assert measured(token_ND, label_N) is None
+@pytest.mark.parametrize(("rows", "labels"), [(70, 60), (400, 4)])
+def test_too_few_rows_of_either_kind_tell_nothing_and_clusters_are_relied_on(rows, labels):
+    found = looked_at(*tokens(1, together=True, rows=rows), labels=labels)
+    assert found == Findings(None) and found.bears_out
+
+
+def test_agreement_counts_no_row_whose_class_has_no_other_label():
+    token_ND, label_N = tokens(1, together=True)
+    only_L = np.r_[
+        np.flatnonzero(label_N == 0)[:20], np.flatnonzero(label_N == 1)[:20], np.flatnonzero(label_N == 2)[:1]
+    ]
+    assert agreement(token_ND[only_L], label_N[only_L], token_ND[200:]) > 0.9
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_hold_every_row_out_once_and_spread_each_class_evenly(folds):
+    label_L = np.random.default_rng(0).integers(0, 4, 50)
+    fold_L = folds_of(label_L, folds)
+    count_KF = np.array([np.bincount(fold_L[label_L == k], minlength=folds) for k in range(4)])
+    assert count_KF.sum() == 50 and (count_KF.max(1) - count_KF.min(1)).max() <= 1
 
 
 def test_settings_without_clusters_are_those_of_a_supervised_head():
@@ -67,7 +91,7 @@ def study(make_store, quick):
         parts = {name: Rows(*tokens(seed, together=together)) for seed, name in enumerate(("train", "test"))}
         rows = read_rows(make_store(parts))
         splits = labelled_positions(rows, 60, 3, "balanced")
-        settings = replace(quick, steps=20, **changes)
+        settings = replace(quick, **{"steps": 20} | changes)
         return Study(rows, make_trials(rows, splits), settings, "cpu", None, Memory())
 
     return make
@@ -77,7 +101,7 @@ def study(make_store, quick):
     (True, {}, True), (False, {}, False), (False, {"cluster_terms": "always"}, True),
 ])  # fmt: skip
 def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, together, changes, mixes):
-    made = study(together, **changes)
+    made = study(together, **changes | {"steps": 100})
     outcome = made.run("content-style")
     assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [mixes] * 3
     assert ({"L_mix", "D_c"} <= outcome.metrics[-1].keys()) is mixes
@@ -85,8 +109,8 @@ def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, together
 
 
 def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatch):
-    told = iter([0.9, 0.1, 0.9])
-    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(next(told)))
+    told = iter([(0.9, 0.1), (0.1, 0.9), (0.5, 0.5)])
+    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=next(told)))
     made = study(True)
     outcome = made.run("content-style")
     assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [True, False, True]
@@ -94,14 +118,14 @@ def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatc
     mixed = {record["split_seed"] for record in outcome.metrics if "L_mix" in record}
     assert mixed == {0, 2} and {record["split_seed"] for record in outcome.metrics} == {0, 1, 2}
     alone = Study(made.rows, made.trials[1:2], made.settings, "cpu", None, Memory())
-    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1))
+    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=(0.1, 0.9)))
     assert alone.run("content-style").results[0]["accuracy"] == outcome.results[1]["accuracy"]
 
 
-def test_the_estimator_leaves_them_out_too():
-    for together in (True, False):
-        token_ND, label_N = tokens(3, together=together)
-        y = label_N.copy()
-        y[60:] = -1
-        fitted = ContentStyleClassifier(steps=20, random_state=0).fit(token_ND, y)
-        assert (fitted.head_.settings.lambda_mix > 0) is together
+@pytest.mark.parametrize("held_out", [None, (0.1, 0.9)])
+def test_the_estimator_leaves_them_out_too(monkeypatch, held_out):
+    monkeypatch.setattr("cspipe.headtrain.estimator.look_at_rows", lambda *_, **__: Findings(0.1, held_out=held_out))
+    token_ND, label_N = tokens(3, together=False)
+    label_N[60:] = -1
+    fitted = ContentStyleClassifier(steps=20, random_state=0).fit(token_ND, label_N)
+    assert (fitted.head_.settings.lambda_mix > 0) is (held_out is None)

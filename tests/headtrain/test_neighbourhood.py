@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cspipe.headtrain.clusters import Findings, anchors_help, look_at_rows
+from cspipe.headtrain.clusters import Findings, draw_sample, look_at_rows
 from cspipe.headtrain.headfile import load_head, save_head
 from cspipe.headtrain.heads import HeadTask, fit_heads
 from cspipe.headtrain.neighbourhood import Neighbourhood, anchor_rows, fit_neighbourhood
@@ -100,21 +100,24 @@ def test_principal_components_are_those_of_what_is_left():
     np.testing.assert_allclose(np.abs(expected @ cut.basis_DP.numpy()), np.eye(4), atol=2e-3)
 
 
-def test_labelled_rows_tell_whether_it_helps():
-    token_ND, label_N = outshone(1)
-    at, every = np.arange(60), np.arange(ROWS)
-    assert anchors_help(token_ND, at, label_N[at], every, floor=1.0)
-    hidden = np.where(every < 60, label_N, -1)
-    found = look_at_rows(token_ND, at, hidden[at], every, floor=1.0)
-    assert found.agreement < 0.55 and found.anchors and not found.bears_out
+def looked_at(token_ND, label_N, settings):
+    """What is found with 60 labelled rows."""
+    at, sample = np.arange(60), draw_sample(token_ND, np.arange(ROWS), floor=1.0)
+    return look_at_rows(token_ND, sample, at, label_N[at], settings, classes=CLASSES)
+
+
+def test_labelled_rows_tell_whether_it_helps(quick):
+    assert looked_at(*outshone(1), quick).anchors
+    _, label_N = outshone(1)
     means = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0)) * 3
     near = means[torch.from_numpy(label_N)] + torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-    assert not anchors_help(near, at, label_N[at], every, floor=1.0)
-    assert look_at_rows(near, at, label_N[at], every, floor=1.0).anchors is False
+    assert not looked_at(near, label_N, quick).anchors
 
 
 @pytest.mark.parametrize(("findings", "anchors", "semi_supervised"), [
-    (Findings(None), 0, True), (Findings(0.9), 0, True), (Findings(0.2), 0, False), (Findings(0.2, True), 500, False),
+    (Findings(None), 0, True), (Findings(0.9), 0, True), (Findings(0.9, True), 500, True),
+    (Findings(0.2, False, (0.1, 0.2)), 0, False), (Findings(0.2, True, (0.1, 0.2)), 500, False),
+    (Findings(0.2, True, (0.2, 0.2)), 500, True),
 ])  # fmt: skip
 def test_what_is_left_of_the_settings(findings, anchors, semi_supervised):
     left = findings.borne_out(HeadSettings())
@@ -123,7 +126,7 @@ def test_what_is_left_of_the_settings(findings, anchors, semi_supervised):
 
 def test_anchors_of_the_user_s_are_kept():
     asked = HeadSettings(anchors=900)
-    assert Findings(0.2).borne_out(asked).anchors == Findings(0.2, True).borne_out(asked).anchors == 900
+    assert Findings(0.2).borne_out(asked).anchors == Findings(0.2, True, (0, 1)).borne_out(asked).anchors == 900
 
 
 @pytest.mark.parametrize("components", [0, 4])
