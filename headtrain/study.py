@@ -188,7 +188,7 @@ class Study:
 
             def told(step: int) -> None:
                 if self.on_progress:
-                    self.on_progress("how rows lie", step / TRIAL_STEPS)
+                    self.on_progress("how rows lie", step / min(settings.steps, TRIAL_STEPS))
 
             self.memory.findings[key] = look_at_rows(
                 tokens, self.memory.samples[sample], trial.labelled, label_L, settings, classes=self.rows.classes,

@@ -116,8 +116,9 @@ def test_labelled_rows_tell_whether_it_helps(quick):
 
 @pytest.mark.parametrize(("findings", "anchors", "semi_supervised"), [
     (Findings(None), 0, True), (Findings(0.9), 0, True), (Findings(0.9, True), 500, True),
-    (Findings(0.2, False, (0.1, 0.2)), 0, False), (Findings(0.2, True, (0.1, 0.2)), 500, False),
-    (Findings(0.2, True, (0.2, 0.2)), 500, True),
+    (Findings(0.2, False, (50, 10, 20)), 0, False), (Findings(0.2, True, (50, 10, 20)), 500, False),
+    (Findings(0.2, True, (50, 10, 10)), 500, False), (Findings(0.2, True, (50, 13, 10)), 500, False),
+    (Findings(0.2, True, (50, 16, 9)), 500, True), (Findings(0.2, True, (50, 15, 9)), 500, True),
 ])  # fmt: skip
 def test_what_is_left_of_the_settings(findings, anchors, semi_supervised):
     left = findings.borne_out(HeadSettings())
@@ -126,7 +127,7 @@ def test_what_is_left_of_the_settings(findings, anchors, semi_supervised):
 
 def test_anchors_of_the_user_s_are_kept():
     asked = HeadSettings(anchors=900)
-    assert Findings(0.2).borne_out(asked).anchors == Findings(0.2, True, (0, 1)).borne_out(asked).anchors == 900
+    assert Findings(0.2).borne_out(asked).anchors == Findings(0.2, True, (0, 0, 1)).borne_out(asked).anchors == 900
 
 
 @pytest.mark.parametrize("components", [0, 4])
