@@ -2,13 +2,13 @@
 
 Two things are asked, both of labelled rows that are held out of the answer:
 
-1. Does what a row has in common with its neighbourhood say less of its class than the rest? Where something else
-   outshines the class, as stripes outshine a digit, it is better taken off, see `neighbourhood`. Ridge regression
-   tells.
-2. Do rows that then lie together share a class? The terms that sharpen and mix the contents of unlabelled rows take
-   that for granted: the cluster assumption (Chapelle, Schoelkopf and Zien, "Semi-Supervised Learning", 2006, section
-   1.2). Where it does not hold, they teach the head what lies together instead of what was asked. Mostly the graph of
-   nearest neighbours tells that it holds; where it does not tell, short trainings with and without those terms do.
+1. Do rows that lie together share a class? The terms that sharpen and mix the contents of unlabelled rows take that for
+   granted: the cluster assumption (Chapelle, Schoelkopf and Zien, "Semi-Supervised Learning", 2006, section 1.2). Where
+   it does not hold, they teach the head what lies together instead of what was asked. Mostly the graph of nearest
+   neighbours tells at once that it holds; where it does not, short trainings with and without those terms tell.
+2. Before those trainings: does what a row has in common with its neighbourhood say less of its class than the rest?
+   Where something else outshines the class, as stripes outshine a digit, it is better taken off, see `neighbourhood`.
+   Ridge regression tells.
 
 Legend: `N` rows, `L` labelled rows, `U` other rows, `D` token width.
 """
@@ -16,6 +16,7 @@ Legend: `N` rows, `L` labelled rows, `U` other rows, `D` token width.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,6 +67,11 @@ class Findings:
     held_out: tuple[int, int, int] | None = None
 
     @property
+    def plain(self) -> bool:
+        """True where the graph alone tells that rows which lie together share a class."""
+        return self.agreement is not None and self.agreement >= PLAIN_AGREEMENT
+
+    @property
     def bears_out(self) -> bool:
         """True where clusters are to be relied on: plainly, or by more than a standard error of what was held out.
 
@@ -90,21 +96,30 @@ class Sample:
     """Some of the rows that may be looked at, which serve all labelled sets.
 
     Attributes:
-        row_N: their numbers.
-        plain, near: tokens standardised with the statistics of all of them, and of their neighbourhood.
+        row_N: their numbers, at most 20,000.
+        token_ND: their tokens, as stored.
+        floor: `scale_floor` of the heads.
     """
 
     row_N: Ints
-    plain: Projection
-    near: Projection
+    token_ND: Tensor
+    floor: float
+
+    @cached_property
+    def plain(self) -> Projection:
+        """Tokens standardised with the statistics of all of them."""
+        return fit_projection(self.token_ND, 0, scale_floor=self.floor)
+
+    @cached_property
+    def near(self) -> Projection:
+        """Tokens standardised with the statistics of their neighbourhood."""
+        return fit_projection(self.token_ND, 0, scale_floor=self.floor, anchors=ANCHORS)
 
 
 def draw_sample(tokens: Tokens, unlabelled: Ints, *, floor: float) -> Sample:
-    """At most 20,000 of the rows `unlabelled` of `tokens` `(N, D)`, and their statistics with `scale_floor`."""
+    """Some of the rows `unlabelled` of `tokens` `(N, D)`."""
     row_N = np.sort(np.random.default_rng(0).permutation(unlabelled)[:SAMPLE])
-    token_ND = tokens[torch.from_numpy(row_N)]
-    plain, near = (fit_projection(token_ND, 0, scale_floor=floor, anchors=count) for count in (0, ANCHORS))
-    return Sample(row_N, plain, near)
+    return Sample(row_N, tokens[torch.from_numpy(row_N)], floor)
 
 
 def look_at_rows(
@@ -138,12 +153,15 @@ def look_at_rows(
     if len(others) < FEWEST or count_K[count_K > 1].sum() < FEWEST or len(count_K) < 2:
         return Findings(None)
     known_LD, other_UD = tokens[torch.from_numpy(labelled)], tokens[torch.from_numpy(np.sort(others[:OTHERS]))]
-    plain_LD, near_LD = (each.rows(known_LD).numpy() for each in (sample.plain, sample.near))
-    anchors = sample.near.around is not None and left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L)
-    other_UD = (sample.near if anchors else sample.plain).rows(other_UD)
-    found = Findings(agreement(near_LD if anchors else plain_LD, label_L, other_UD.numpy()), anchors)
-    if found.agreement is None or found.agreement >= PLAIN_AGREEMENT:
+    plain_LD = sample.plain.rows(known_LD).numpy()
+    found = Findings(agreement(plain_LD, label_L, sample.plain.rows(other_UD).numpy()))
+    if found.plain:
         return found
+    near_LD = sample.near.rows(known_LD).numpy()
+    if sample.near.around is not None and left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L):
+        found = Findings(agreement(near_LD, label_L, sample.near.rows(other_UD).numpy()), anchors=True)
+        if found.plain:
+            return found
     both_ND = torch.cat([known_LD, tokens[torch.from_numpy(np.sort(others[:TRIAL_ROWS]))]])
     asked = replace(found.scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)
     with_them, without = (
