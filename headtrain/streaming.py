@@ -43,7 +43,7 @@ def peak_bytes(
     These are the table and two chunks on their way into it; the labelled rows as stored; one chunk as it is read
     and standardised; the moments and principal directions of the projection; and the statistics of neighbourhoods.
     A row's label, number and hash, some 170 bytes, come on top, and before any of it the sample that tells how the
-    rows lie, see `clusters`: 11,000 rows of some 24 D bytes. N is in no other term: that is the point.
+    rows lie, see `clusters`: 2,000 rows. N is in no other term: that is the point.
 
     Args:
         window: W. labelled: L, distinct rows over all heads. chunk: C.
