@@ -24,6 +24,7 @@ seeds = 2
 methods = ["content-style", "logistic"]
 [head.settings]
 steps = 20
+cluster_terms = "always"
 components = 32
 [finetune]
 unfreeze_blocks = 1
