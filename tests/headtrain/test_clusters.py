@@ -91,7 +91,7 @@ def study(make_store, quick):
         parts = {name: Rows(*tokens(seed, together=together)) for seed, name in enumerate(("train", "test"))}
         rows = read_rows(make_store(parts))
         splits = labelled_positions(rows, 60, 3, "balanced")
-        settings = replace(quick, **{"steps": 20} | changes)
+        settings = replace(quick, steps=20, **changes)
         return Study(rows, make_trials(rows, splits), settings, "cpu", None, Memory())
 
     return make
