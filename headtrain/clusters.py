@@ -29,8 +29,10 @@ from torch.nn import functional as F
 from cspipe.headtrain.chunked import Tokens
 from cspipe.headtrain.graph import nearest_of_each, normalised_affinity, spread_labels
 from cspipe.headtrain.heads import HeadTask, fit_heads
+from cspipe.headtrain.neighbourhood import anchor_rows
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.settings import HeadSettings
+from cspipe.store.split import labelled_folds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -43,9 +45,12 @@ were blended in many proportions, and heads that relied on clusters lost 7 point
 ANCHORS = 500
 """Statistics of the neighbourhood are kept at so many rows where they are used."""
 
-SAMPLE, STREAMED_SAMPLE, LABELLED, OTHERS, FEWEST, FOLDS = 20_000, 2000, 1000, 1000, 20, 5
-"""Rows that tell statistics, the same of tokens that stay in their store, labelled rows and other rows looked at, the
-fewest of either kind that tell anything, and folds of held-out labels."""
+SAMPLE, STREAMED_SAMPLE, LABELLED, OTHERS, FEWEST = 20_000, 2000, 1000, 1000, 20
+"""Rows that tell statistics, the same of tokens that stay in their store, labelled rows and other rows looked at, and
+the fewest of either kind that tell anything."""
+
+FOLDS, FOLDS_SEED = 5, 0
+"""Of held-out labels."""
 
 TRIAL_FOLDS, TRIAL_STEPS, TRIAL_ROWS = 3, 300, 10_000
 """Of the short trainings: folds of held-out labels, optimiser steps, unlabelled rows."""
@@ -119,8 +124,10 @@ class Sample:
         return fit_projection(self.token_ND, 0, scale_floor=self.floor)
 
     @cached_property
-    def near(self) -> Projection:
-        """Tokens standardised with the statistics of their neighbourhood."""
+    def near(self) -> Projection | None:
+        """Tokens standardised with the statistics of their neighbourhood; None where it is not looked at."""
+        if len(anchor_rows(len(self.token_ND), self.anchors)) == 0:
+            return None
         return fit_projection(self.token_ND, 0, scale_floor=self.floor, anchors=self.anchors)
 
 
@@ -171,11 +178,12 @@ def look_at_rows(
     found = Findings(agreement(plain_LD, label_L, sample.plain.rows(other_UD).numpy()))
     if found.plain:
         return found
-    near_LD = sample.near.rows(known_LD).numpy()
-    if sample.near.around is not None and left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L):
-        found = Findings(agreement(near_LD, label_L, sample.near.rows(other_UD).numpy()), anchors=True)
-        if found.plain:
-            return found
+    if sample.near is not None:
+        near_LD = sample.near.rows(known_LD).numpy()
+        if left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L):
+            found = Findings(agreement(near_LD, label_L, sample.near.rows(other_UD).numpy()), anchors=True)
+    if found.plain:
+        return found
     both_ND = torch.cat([known_LD, tokens[torch.from_numpy(np.sort(others[:TRIAL_ROWS]))]])
     asked = replace(found.scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)
     with_them, without = (
@@ -199,23 +207,15 @@ def held_out_right(
     on_step: Callable[[int], None] | None,
 ) -> NDArray[np.bool_]:
     """Which of the labelled rows `(L,)`, the first ones of `token_ND`, heads get right whose labels were held out."""
-    fold_L, every = folds_of(label_L, TRIAL_FOLDS), np.arange(len(token_ND))
+    every, held_out = np.arange(len(token_ND)), labelled_folds(label_L, TRIAL_FOLDS, FOLDS_SEED)
     label_N = torch.full((len(token_ND),), -1)
     label_N[: len(label_L)] = torch.from_numpy(label_L)
-    tasks = [HeadTask(np.flatnonzero(fold_L != fold), every, prior_K=prior_K) for fold in range(TRIAL_FOLDS)]
+    tasks = [HeadTask(np.setdiff1d(every[: len(label_L)], held), every, prior_K=prior_K) for held in held_out]
     fit = fit_heads(token_ND, label_N, tasks, settings, classes=classes, device=device, on_step=on_step)
     right_L = np.empty(len(label_L), bool)
-    for fold, head in enumerate(fit.heads):
-        held = np.flatnonzero(fold_L == fold)
+    for held, head in zip(held_out, fit.heads, strict=True):
         right_L[held] = head.predict(token_ND[torch.from_numpy(held)]) == label_L[held]
     return right_L
-
-
-def folds_of(class_L: Ints, folds: int) -> Ints:
-    """Number of the fold `(L,)` that each labelled row is held out in; classes are spread evenly."""
-    fold_L = np.empty_like(class_L)
-    fold_L[np.argsort(class_L, kind="stable")] = np.arange(len(class_L)) % folds
-    return fold_L
 
 
 def left_out_error(token_LD: Floats, label_L: Ints) -> float:
@@ -237,10 +237,10 @@ def agreement(token_LD: Floats, label_L: Ints, token_UD: Floats) -> float:
     """
     names, class_L = np.unique(label_L, return_inverse=True)
     affinity = normalised_affinity(nearest_of_each(F.normalize(torch.from_numpy(np.concatenate([token_LD, token_UD])))))
-    fold_L, reached_L = folds_of(class_L, FOLDS), np.empty_like(class_L)
-    for fold in range(FOLDS):
-        shown_S, held_L = np.flatnonzero(fold_L != fold), fold_L == fold
+    reached_L = np.empty_like(class_L)
+    for held in labelled_folds(class_L, FOLDS, FOLDS_SEED):
+        shown_S = np.setdiff1d(np.arange(len(class_L)), held)
         spread_NK = spread_labels(affinity, shown_S, class_L[shown_S], classes=len(names), alpha=0.9, tolerance=1e-3)
-        reached_L[held_L] = spread_NK[: len(class_L)][held_L].argmax(1)
+        reached_L[held] = spread_NK[held].argmax(1)
     counted_L = np.bincount(class_L)[class_L] > 1
     return float(cohen_kappa_score(class_L[counted_L], reached_L[counted_L], labels=np.arange(len(names))))

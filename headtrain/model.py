@@ -70,7 +70,7 @@ def two_layers(
     batch = norm == "batch"
     between = StackedBatchNorm(hidden, len(generators)) if batch else nn.LayerNorm(hidden, elementwise_affine=False)
     return nn.Sequential(
-        StackedLinear(wide_in, hidden, generators, learn_bias=not batch), between, nn.ReLU(),
+        StackedLinear(wide_in, hidden, generators, learn_bias=not batch), between, nn.ReLU(inplace=not batch),
         StackedLinear(hidden, wide_out, generators),
     )  # fmt: skip
 

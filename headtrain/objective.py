@@ -1,7 +1,7 @@
 """L_total of many heads: which terms the settings switch on, and what the discriminators are shown.
 
-Legend: `H` heads, `B` unlabelled batch rows, `L` labelled batch rows, `X` all rows of a step, `P` projected width,
-`K` classes, `S` style.
+Legend: `H` heads, `B` unlabelled batch rows, `R` those of them that are rebuilt, `L` labelled batch rows, `X` all rows
+of a step, `P` projected width, `K` classes, `S` style.
 """
 
 import torch
@@ -43,8 +43,8 @@ def objective(
             where the decoder gives logits of pixels.
 
     Returns:
-        Terms `(H,)` by their symbol, unweighted, and each discriminator's logits `(H, B)` of the unlabelled rows, still
-        attached.
+        Terms `(H,)` by their symbol, unweighted, and each discriminator's logits `(H, B)` of the unlabelled rows, or
+        `(H, R)` of the rebuilt ones, still attached.
     """
     known = label_HL.shape[1]
     end = token_HXP.shape[1] if share_HB1 is None else known + share_HB1.shape[1]
@@ -57,8 +57,10 @@ def objective(
     content_HBK = logits_HBK.softmax(-1)
     shown = {"content": content_HBK, "style": style_HBS}
     if settings.lambda_y or settings.lambda_yy:
-        target_HBP = token_HBP if target_HBP is None else target_HBP
-        terms["L_y"], shown["token"] = reconstruction(stack.decode(content_HBK, style_HBS), target_HBP, image_HBI)
+        real_HBX = image_HBI if image_HBI is not None else token_HBP if target_HBP is None else target_HBP
+        some = slice(settings.rebuilt_batch or None)
+        rebuilt_HRX = stack.decode(content_HBK[:, some], style_HBS[:, some])
+        terms["L_y"], shown["token"] = reconstruction(rebuilt_HRX, real_HBX[:, some], pixels=image_HBI is not None)
     if share_HB1 is not None:
         followed_HBK = losses.sharpened(content_BK=content_HBK.detach(), temperature=settings.mix_temperature)
         terms["L_mix"] = losses.interpolation(
@@ -77,11 +79,11 @@ def objective(
     return terms, judged
 
 
-def reconstruction(rebuilt_HBX: Tensor, target_HBP: Tensor, image_HBI: Tensor | None) -> tuple[Tensor, Tensor]:
-    """L_y `(H,)` and what D_y looks at: rebuilt tokens, or where there are images, rebuilt pixels in [0, 1]."""
-    if image_HBI is not None:
-        return losses.image_reconstruction(pixel_BI=image_HBI, logit_BI=rebuilt_HBX), rebuilt_HBX.sigmoid()
-    return losses.token_reconstruction(token_BD=target_HBP.detach(), rebuilt_BD=rebuilt_HBX), rebuilt_HBX
+def reconstruction(rebuilt_HRX: Tensor, real_HRX: Tensor, *, pixels: bool) -> tuple[Tensor, Tensor]:
+    """L_y `(H,)` and what D_y looks at: rebuilt tokens, or rebuilt pixels in [0, 1]."""
+    if pixels:
+        return losses.image_reconstruction(pixel_BI=real_HRX, logit_BI=rebuilt_HRX), rebuilt_HRX.sigmoid()
+    return losses.token_reconstruction(token_BD=real_HRX.detach(), rebuilt_BD=rebuilt_HRX), rebuilt_HRX
 
 
 def closed_form_style(style_HBS: Tensor, prior_HBS: Tensor | None, settings: HeadSettings) -> Tensor:

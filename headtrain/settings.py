@@ -51,7 +51,8 @@ class HeadSettings:
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
         prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
-        steps: optimiser steps. batch: unlabelled rows a step. labelled_batch: labelled rows a step.
+        steps: optimiser steps. batch: unlabelled rows a step. labelled_batch: labelled rows a step. rebuilt_batch: so
+            many of the unlabelled rows are rebuilt, for L_y and D_y; 0 rebuilds all of them.
         lr: peak learning rate of Adam. lr_end: share of it left at the last step (cosine in between).
         discriminator_lr: constant learning rate of the discriminators' Adam.
         precision: of the networks' products while they learn; weights, losses and Adam stay in fp32. `bf16` is for
@@ -84,6 +85,7 @@ class HeadSettings:
     steps: Count = 1000
     batch: Annotated[int, Ge(2)] = 256
     labelled_batch: Annotated[int, Ge(2)] = 100
+    rebuilt_batch: Annotated[int, Ge(0)] = 128
     lr: Annotated[float, Gt(0)] = 3e-3
     lr_end: Annotated[float, Ge(0)] = 0.0
     discriminator_lr: Annotated[float, Gt(0)] = 1e-3
@@ -122,7 +124,7 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style-paper": {
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
-        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0, "rebuilt_batch": 0,
     },
     "supervised": LABELLED_ROWS_ALONE,
 })  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cspipe.headtrain.clusters import PLAIN_AGREEMENT, Findings, agreement, draw_sample, folds_of, look_at_rows
+from cspipe.headtrain.clusters import PLAIN_AGREEMENT, Findings, agreement, draw_sample, look_at_rows
 from cspipe.headtrain.estimator import ContentStyleClassifier
 from cspipe.headtrain.rows import labelled_positions, read_rows
 from cspipe.headtrain.settings import HeadSettings, method_settings
@@ -65,14 +65,6 @@ def test_agreement_counts_no_row_whose_class_has_no_other_label():
         np.flatnonzero(label_N == 0)[:20], np.flatnonzero(label_N == 1)[:20], np.flatnonzero(label_N == 2)[:1]
     ]
     assert agreement(token_ND[only_L], label_N[only_L], token_ND[200:]) > 0.9
-
-
-@pytest.mark.parametrize("folds", [2, 3, 5])
-def test_folds_hold_every_row_out_once_and_spread_each_class_evenly(folds):
-    label_L = np.random.default_rng(0).integers(0, 4, 50)
-    fold_L = folds_of(label_L, folds)
-    count_KF = np.array([np.bincount(fold_L[label_L == k], minlength=folds) for k in range(4)])
-    assert count_KF.sum() == 50 and (count_KF.max(1) - count_KF.min(1)).max() <= 1
 
 
 def test_settings_without_clusters_are_those_of_a_supervised_head():
