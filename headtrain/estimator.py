@@ -60,7 +60,7 @@ class ContentStyleClassifier(
     Args:
         components, scale_floor, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y, lambda_yy,
             lambda_mix, mix_temperature, cluster_terms, entropy_weight, prior, prior_given, steps, batch,
-            labelled_batch, lr, lr_end: see `HeadSettings`, whose defaults they have.
+            labelled_batch, rebuilt_batch, lr, lr_end: see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
             is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.1),
@@ -118,6 +118,7 @@ class ContentStyleClassifier(
         steps: int = HeadSettings.steps,
         batch: int = HeadSettings.batch,
         labelled_batch: int = HeadSettings.labelled_batch,
+        rebuilt_batch: int = HeadSettings.rebuilt_batch,
         lr: float = HeadSettings.lr,
         lr_end: float = HeadSettings.lr_end,
         calibrate: bool = True,
@@ -129,7 +130,8 @@ class ContentStyleClassifier(
         self.lambda_mix, self.mix_temperature, self.cluster_terms = lambda_mix, mix_temperature, cluster_terms
         self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy = lambda_c, lambda_s, lambda_y, lambda_yy
         self.prior, self.prior_given = prior, prior_given
-        self.steps, self.batch, self.labelled_batch = steps, batch, labelled_batch
+        self.steps, self.batch = steps, batch
+        self.labelled_batch, self.rebuilt_batch = labelled_batch, rebuilt_batch
         self.lr, self.lr_end = lr, lr_end
         self.calibrate, self.random_state, self.device = calibrate, random_state, device
 
