@@ -58,6 +58,23 @@ def print_import(document: Document) -> None:
     print(document["store"])
 
 
+def join(config: Config, paths: list[Path]) -> Document:
+    """A store of several backbones' tokens."""
+    from cspipe.stages import store_at
+    from cspipe.store.join import join_stores
+
+    return join_stores([store_at(config, path) for path in paths], stores=config.stores)
+
+
+def print_join(document: Document) -> None:
+    """What was joined, rows of each split, and where they are."""
+    print_records(f"{document['dataset']} by {document['backbone']}", document["parts"])
+    print_records("rows", [{"split": name, **told} for name, told in document["splits"].items()])
+    if document["views"]:
+        print(f"views: {', '.join(document['views'])}")
+    print(document["store"])
+
+
 def export(config: Config, path: Path | None, to: Path | None, *, views: bool) -> Document:
     """Files of plain arrays and tables."""
     from cspipe.stages import store_at

@@ -80,6 +80,18 @@ def store_import(
     display.show(document, common, care.print_import)
 
 
+@store_app.command("join")
+@with_common
+def store_join(
+    paths: Annotated[list[Path], Argument(metavar="STORE...", help="Stores of one data set.")],
+    common: Common,
+) -> None:
+    """Make a store of several backbones' tokens side by side, for cspipe head; again brings it up to date."""
+    from cspipe import care, display
+
+    display.show(care.join(common.config(), paths), common, care.print_join)
+
+
 @store_app.command("export")
 @with_common
 def store_export(

@@ -30,6 +30,7 @@ from cspipe.extract.recorded import find_images, own_split, rebuild_tables, reco
 from cspipe.store import commits
 from cspipe.store.errors import DamageError, MismatchError
 from cspipe.store.foreign import IMPORTED
+from cspipe.store.join import JOINED
 from cspipe.store.lock import StoreLock
 from cspipe.store.meta import read_group
 from cspipe.store.opening import checked_tokens
@@ -205,7 +206,7 @@ def _recompute(
 def _split_damage(store: Store, problems: list[Problem]) -> tuple[Chunks, Chunks]:
     """Damaged chunks that are computed now, and those that extract, or an import, brings again."""
     every = damaged_chunks(store.path, problems)
-    if IMPORTED in store.provenance:
+    if of_no_images(store):
         return {}, every
     finished = {name: chunks for name, chunks in every.items() if store.split_attributes(name)["complete"]}
     return finished, {name: chunks for name, chunks in every.items() if name not in finished}
@@ -239,8 +240,8 @@ def repair(
         mended = mend(path)
         store, problems = open_store(path), verify_store(path)
         wanted, unfinished = _split_damage(store, problems)
-        own = IMPORTED not in store.provenance
-        tables = [name for name in store.names if own and _tables_damaged(store, name)]
+        again = of_no_images(store)
+        tables = [name for name in store.names if not again and _tables_damaged(store, name)]
         results: list[Recomputed | Refused] = []
         if wanted or tables:
             dataset = recorded_dataset(store, data_dir)
@@ -250,7 +251,7 @@ def repair(
             results += _recompute(store, wanted, dataset, weights, device, progress or Silent())
         for name, chunks in unfinished.items():
             take_out(path, name, chunks)
-            how = f"taken out: {'run the same cspipe extract' if own else 'import the same file'} again"
+            how = f"taken out: {again or 'run the same cspipe extract'} again"
             mended += [Mended(f"{name}/embedding/c/{chunk}/0", how) for chunk in chunks]
     finally:
         lock.release()
@@ -262,6 +263,13 @@ def repair(
         "refused": [asdict(entry) for entry in results if isinstance(entry, Refused)],
         "problems": [asdict(problem) for problem in left],
     }
+
+
+def of_no_images(store: Store) -> str | None:
+    """How a store comes about that no images were embedded for; None of one that was extracted."""
+    if IMPORTED in store.provenance:
+        return "import the same file"
+    return "join the same stores" if JOINED in store.provenance else None
 
 
 def _tables_damaged(store: Store, name: str) -> bool:

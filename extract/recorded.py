@@ -15,6 +15,7 @@ from cspipe.extract.datasets import DATASETS, Dataset, ImageSplit, load_dataset
 from cspipe.extract.hashing import hash_images
 from cspipe.extract.wanted import evenly_spaced
 from cspipe.store.errors import CspipeError, MismatchError, MissingDataError
+from cspipe.store.join import parts_of
 from cspipe.store.meta import read_group
 from cspipe.store.plan import match
 from cspipe.store.reader import Store
@@ -36,8 +37,13 @@ def recorded_backbone(store: Store, *, weights: Path | None, device: str) -> Bac
 
     Raises:
         MissingDataError: the weights are not where they were.
-        MismatchError: other weights or another preprocessing than those of the store.
+        MismatchError: other weights or another preprocessing than those of the store, or tokens of several backbones.
     """
+    if parts := parts_of(store.provenance):
+        raise MismatchError(
+            f"{store.path.name} holds the tokens of {' and '.join(parts)} side by side, which no single backbone "
+            "makes: to predict, export or fine-tune, train a head on the store of one of them"
+        )
     recorded, key = store.attributes.get("sources", {}).get("weights"), store.key
     file = weights or (Path(recorded) if recorded else None)
     if file is not None and not file.exists():

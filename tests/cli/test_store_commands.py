@@ -208,3 +208,18 @@ def test_gc_keeps_the_finished_chunks_of_an_unfinished_store_and_passes_over_bus
     lock.release()
     with pytest.raises(StoreError):
         open_store(path)
+
+
+def test_tokens_of_two_backbones_are_joined_for_head_and_for_head_alone(made, tmp_path, cspipe, document):
+    (first,) = (made / "stores").glob("*.zarr")
+    here = ["--stores", tmp_path / "stores", "--runs", tmp_path / "runs", "--quiet"]
+    second = document("extract", "conv-small", "digits", "--image-px", "32", "--limit", "120", *here)["store"]
+    told = document("store", "join", first, second, *here)
+    assert told["backbone"] == "lite0+conv-small"
+    assert {name: split["rows"] for name, split in told["splits"].items()} == {"train": 120, "test": 120}
+    code, out, _ = cspipe("store", "join", first, second, *here)
+    assert code == 0 and "lite0+conv-small" in out and Path(told["store"]).name in out
+    small = ["--labels", "20", "--seeds", "1", "--set", "steps=10"]
+    assert document("head", *small, "--backbone", "lite0+conv-small", *here)["store"] == told["store"]
+    code, _, error = cspipe("finetune", "--unfreeze", *here)
+    assert code == 1 and "side by side" in error and "the store of one of them" in error

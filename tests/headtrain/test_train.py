@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspipe.headtrain.batches import Pools, draw_batches, draw_passes, draw_prior, gather, head_generators
-from cspipe.headtrain.losses import interpolation, mixed, sharpened
+from cspipe.headtrain.losses import interpolation, mixed, sharpened, token_reconstruction
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
@@ -23,7 +23,7 @@ KINDS = {
     "all adversarial": {
         "content_term": "adversarial", "estimator": "kl", "lambda_c": 0.1, "lambda_s": 0.01, "lambda_y": 0.01,
     },
-    "gaussian": {"style_term": "gaussian"},
+    "gaussian": {"style_term": "gaussian", "rebuilt_batch": 20},
     "mmd": {"style_term": "mmd", "lambda_mix": 0.0},
     "supervised": {"lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0},
 }  # fmt: skip
@@ -200,6 +200,20 @@ def test_the_rebuilt_tokens_target_is_held_fixed():
 def batches_of(pools: Pools, table_rows: int, chosen: HeadSettings = BASE):
     generators = head_generators(range(len(pools.labelled)), "cpu")
     return draw_batches(pools, chosen, generators, table_rows, torch.float32)
+
+
+@pytest.mark.parametrize(("asked", "rebuilt"), [(0, 20), (7, 7), (20, 20), (50, 20)])
+def test_as_many_unlabelled_rows_are_rebuilt_as_the_settings_say(asked, rebuilt):
+    chosen = replace(BASE, rebuilt_batch=asked, lambda_y=0.1, lambda_mix=0.0)
+    stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={"style": 8, "token": 8}, seeds=[0, 1])
+    token = torch.randn(2, 25, 12, generator=torch.Generator().manual_seed(0))
+    terms, judged = objective(stack, token, torch.zeros(2, 5, dtype=torch.int64), PRIORS[:2], chosen)
+    logits, style = stack.encode(token[:, 5:])
+    known = token_reconstruction(
+        token_BD=token[:, 5 : 5 + rebuilt], rebuilt_BD=stack.decode(logits.softmax(-1), style)[:, :rebuilt]
+    )
+    torch.testing.assert_close(terms["L_y"], known)
+    assert judged["token"].shape == (2, rebuilt) and judged["style"].shape == (2, 20)
 
 
 def test_views_of_a_step_are_views_of_its_rows_and_labelled_rows_may_be_clean_too():

@@ -84,6 +84,9 @@ class Maker:
     def open(self) -> Store:
         return open_store(self.path)
 
+    def table(self, images: Sequence[int], label: Sequence[int] | None = None) -> ImageTable:
+        return table_of(images, label)
+
 
 def _shrink(patch: pytest.MonkeyPatch) -> None:
     """Small chunks, and no waiting for the disk: what fsync does shows only when the power fails."""
