@@ -66,6 +66,20 @@ class Head:
         return self.probabilities(token_ND).argmax(1).cpu().numpy()
 
 
+@torch.no_grad()
+def probabilities_of(heads: Sequence[Head], token_ND: Tensor) -> list[Tensor]:
+    """Class probabilities `(N, K)` of each head; rows are projected once for all heads that share a projection."""
+    said: list[list[Tensor]] = [[] for _ in heads]
+    for part in torch.split(token_ND, ROWS_AT_ONCE):
+        projected: dict[int, Tensor] = {}
+        for head, parts in zip(heads, said, strict=True):
+            number = id(head.projection)
+            if number not in projected:
+                projected[number] = head.projection.rows(part)
+            parts.append(head.stack.eval().encode(projected[number][None])[0][0].softmax(-1))
+    return [torch.cat(parts) for parts in said]
+
+
 @dataclass(frozen=True)
 class Fit:
     """What `fit_heads` gives back.

@@ -17,7 +17,7 @@ from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.clusters import TRIAL_STEPS, Findings, Sample, draw_sample, look_at_rows
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
-from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
+from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads, probabilities_of
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.rows import Ints, StudyRows
 from cspipe.headtrain.settings import HEAD_METHODS, HeadSettings, method_settings
@@ -138,12 +138,20 @@ class Study:
         """One method on every trial; folds of a split are pooled, so that each row is judged once."""
         if method in HEAD_METHODS:
             heads, metrics = self.fit(method, self.trials)
-            pairs = zip(heads, self.trials, strict=True)
-            answers = [self.answers(trial, head.probabilities(self.judged_tokens(trial))) for head, trial in pairs]
+            answers = self.answers_of(heads)
         else:
             answers, metrics, heads = list(self.baseline(method)), [], []
         results, counts = self.judge(method, answers)
         return Outcome(method, results, Answers.pool(answers), counts, metrics, heads)
+
+    def answers_of(self, heads: Sequence[Head]) -> list[Answers]:
+        """What the trials' heads say of the rows that they are judged on."""
+        if self.trials[0].judged is None:
+            said = probabilities_of(heads, self.judged_tokens(self.trials[0]))
+        else:
+            pairs = zip(heads, self.trials, strict=True)
+            said = [head.probabilities(self.judged_tokens(trial)) for head, trial in pairs]
+        return [self.answers(trial, each) for trial, each in zip(self.trials, said, strict=True)]
 
     def fit(self, method: str, trials: Sequence[Trial]) -> tuple[list[Head], list[dict[str, Any]]]:
         """Trains the heads of one method: a head a trial, and metric records; heads of the same settings at once."""
