@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, load_head
 from cspipe.headtrain.headfile import save_head
-from cspipe.headtrain.heads import group_tasks
+from cspipe.headtrain.heads import group_tasks, probabilities_of
 from cspipe.headtrain.settings import method_settings
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError, UnknownNameError
 
@@ -46,6 +46,16 @@ def test_a_head_comes_back_from_its_file_with_identical_probabilities(fit, token
         assert saved.head.settings == settings
         assert {key: saved.card[key] for key in CARD} == CARD
         assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]
+
+
+def test_heads_that_share_a_projection_say_together_what_each_says_alone(fit, token, monkeypatch):
+    monkeypatch.setattr("cspipe.headtrain.heads.ROWS_AT_ONCE", 16)
+    first, second = fit(HeadTask(np.arange(9), EVERY), HeadTask(np.arange(9, 18), EVERY, 1))
+    (other,) = fit(HeadTask(np.arange(9), EVERY[:60]))
+    assert first.projection is second.projection and other.projection is not first.projection
+    said = probabilities_of([first, other, second], token)
+    for probability_NK, head in zip(said, [first, other, second], strict=True):
+        assert torch.equal(probability_NK, head.probabilities(token))
 
 
 def test_a_saved_head_has_what_fine_tuning_needs_to_go_on(fit, tmp_path):
