@@ -22,8 +22,8 @@ Ints = NDArray[np.int64]
 NEIGHBOURS = 10
 
 ROWS_AT_ONCE = 2000
-"""A block of cosines stays in the cache, and its rows do not lie a power of two apart, which makes transposing slow: the
-graph of 50,000 rows takes 22 s, with blocks of 4,096 26 s."""
+"""A block of cosines stays in the cache, and its rows do not lie a power of two apart, which makes transposing slow:
+the graph of 50,000 rows takes 22 s, with blocks of 4,096 26 s."""
 
 
 @dataclass(frozen=True)
