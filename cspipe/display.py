@@ -184,9 +184,13 @@ def print_stores(document: Document) -> None:
 
 
 def print_store_info(document: Document) -> None:
-    """Attributes, one a line."""
-    provenance = document.get("provenance", {})
+    """Attributes, one a line; of a joined store a line for each backbone."""
+    provenance = dict(document.get("provenance", {}))
+    parts = provenance.pop("joined", [])
     facts = {key: document[key] for key in ("store", "width", "dtype", "chunk_rows", "batch_size")} | provenance
+    facts |= {
+        f"tokens of {part['backbone']}": f"{part['width']} wide, divided by {part['scale']:.4g}" for part in parts
+    }
     facts |= {f"split {name}": f"{told['rows']} rows, complete: {told['complete']}"
               for name, told in {**document["splits"], **document["views"]}.items()}  # fmt: skip
     print_table("store", ("fact", "value"), [(key, str(value)) for key, value in facts.items()])

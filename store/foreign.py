@@ -10,6 +10,7 @@ import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,10 @@ class _Rows:
     table: ImageTable
     place: NDArray[np.int64]
 
+    def tokens(self, parts: Sequence[LabelledFile], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Embeddings `(n, D)` of these rows of the table."""
+        return np.stack([np.asarray(parts[n].embedding_ND[k], np.float64) for n, k in self.place[rows]])
+
 
 def _rows(split: str, parts: Sequence[LabelledFile], number: Mapping[str, int], dtype: str) -> _Rows:
     """The rows of one split, as a store knows them."""
@@ -138,16 +143,6 @@ def _rows(split: str, parts: Sequence[LabelledFile], number: Mapping[str, int], 
         [part.ids[k] for part, mine in pairs for k in mine],
     )
     return _Rows(table, np.concatenate([np.stack([np.full(len(mine), n), mine], 1) for n, mine in enumerate(rows)]))
-
-
-def _write(writer: StoreWriter, split: str, rows: _Rows, parts: Sequence[LabelledFile]) -> int:
-    """Bring one split up to date; returns rows written now."""
-    tasks = writer.plan(split, rows.table, whole=True)
-    for task in tasks:
-        tokens = np.stack([np.asarray(parts[n].embedding_ND[k], np.float64) for n, k in rows.place[task.images]])
-        writer.commit(split, task, tokens)
-    writer.finish(split)
-    return sum(len(task.images) for task in tasks)
 
 
 def import_embeddings(
@@ -185,7 +180,7 @@ def import_embeddings(
         path, key=key, width=widths[0], batch_size=64, backbone=backbone, dataset=dataset, provenance=about,
         sources={"weights": None, "data": str(source)},
     ) as writer:  # fmt: skip
-        written = {name: _write(writer, name, rows[name], parts) for name in names}
+        written = {name: writer.write(name, rows[name].table, partial(rows[name].tokens, parts)) for name in names}
     record_latest(stores, path)
     store = open_store(path)
     told = {name: {"rows": store[name].rows, "written": written[name], "flagged": store[name].flagged()}

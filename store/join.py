@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def join_stores(paths: Sequence[Path], *, stores: Path) -> dict[str, Any]:
         path, key=key, width=sum(store.width for store in opened), batch_size=64, backbone=backbone,
         dataset=first.dataset, provenance=about, sources=first.attributes.get("sources", {}) | {"weights": None},
     ) as writer:  # fmt: skip
-        written = {name: _write(writer, name, found, parts) for name, found in (rows | views).items()}
+        written = {
+            name: writer.write(name, found.table, partial(_tokens, [store[name] for store in opened], parts, found))
+            for name, found in (rows | views).items()
+        }
     record_latest(stores, path)
     return {
         "store": shown(path), "dataset": first.dataset, "backbone": backbone, "dtype": dtype,
@@ -173,18 +177,11 @@ def _common_views(opened: Sequence[Store], name: str, rows: _Rows) -> Iterator[t
             yield view, _Rows(rows.table, places, 0)
 
 
-def _write(writer: StoreWriter, split: str, rows: _Rows, parts: Sequence[Part]) -> int:
-    """Bring one split up to date; returns rows written now."""
-    tasks = writer.plan(split, rows.table, whole=True)
-    held = [part.store[split] for part in parts]
-    for task in tasks:
-        tokens = [
-            each.take(place[task.images]).astype(np.float32) / part.scale
-            for part, each, place in zip(parts, held, rows.places, strict=True)
-        ]
-        writer.commit(split, task, np.concatenate(tokens, axis=1))
-    writer.finish(split)
-    return sum(len(task.images) for task in tasks)
+def _tokens(held: Sequence[Split], parts: Sequence[Part], found: _Rows, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Scaled tokens of these rows of the table, those of all parts side by side."""
+    scaled = [each.take(place[rows]).astype(np.float32) / part.scale
+              for part, each, place in zip(parts, held, found.places, strict=True)]  # fmt: skip
+    return np.concatenate(scaled, axis=1)
 
 
 def parts_of(provenance: Mapping[str, Any]) -> list[str]:

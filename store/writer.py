@@ -7,7 +7,7 @@ true when every chunk has a record. :mod:`cspipe.store.commits` says how an exte
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -292,6 +292,28 @@ class StoreWriter:
         write_group(self.path / split, attributes)
         refresh_copies(self.path)
         self._attributes[split] = attributes
+
+    def write(self, split: str, table: ImageTable, tokens_of: Callable[[NDArray[np.int64]], NDArray[Any]]) -> int:
+        """Plan, commit and finish a split whose tokens are there already.
+
+        Args:
+            split: name of the split.
+            table: all of its rows.
+            tokens_of: `(n, D)` floating tokens of these rows of the table, `(n,)`.
+
+        Returns:
+            Rows written now.
+
+        Raises:
+            MismatchError: as :meth:`plan` tells.
+            StoreError: as :meth:`plan` tells.
+            SettingError: as :meth:`commit` tells.
+        """
+        tasks = self.plan(split, table, whole=True)
+        for task in tasks:
+            self.commit(split, task, tokens_of(task.images))
+        self.finish(split)
+        return sum(len(task.images) for task in tasks)
 
     def removed(self, split: str) -> int:
         """Rows whose image is gone from the data set."""

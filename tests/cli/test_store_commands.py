@@ -219,6 +219,8 @@ def test_tokens_of_two_backbones_are_joined_for_head_and_for_head_alone(made, tm
     assert {name: split["rows"] for name, split in told["splits"].items()} == {"train": 120, "test": 120}
     code, out, _ = cspipe("store", "join", first, second, *here)
     assert code == 0 and "lite0+conv-small" in out and Path(told["store"]).name in out
+    code, out, _ = cspipe("store", "info", told["store"], *here[:2])
+    assert code == 0 and "tokens of lite0" in out and "tokens of conv-small" in out and "sha256" not in out
     small = ["--labels", "20", "--seeds", "1", "--set", "steps=10"]
     assert document("head", *small, "--backbone", "lite0+conv-small", *here)["store"] == told["store"]
     code, _, error = cspipe("finetune", "--unfreeze", *here)
