@@ -15,7 +15,7 @@ from cspipe.headtrain.given import Floats, Given
 from cspipe.headtrain.heads import Head, HeadTask, fit_heads
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.settings import HeadSettings, method_settings
-from cspipe.headtrain.train import adam, apply_gradients
+from cspipe.headtrain.train import Averaged, adam, apply_gradients
 
 TEACHERS = 4
 STUDENT_SEED = 7_919
@@ -72,11 +72,14 @@ def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSet
     batches = draw_batches(pools, settings, head_generators(seeds, device), len(table_NP), table_NP.dtype)
     optimiser = adam(stack.generator_parameters(), settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.lr * settings.lr_end)
-    for batch in islice(batches, settings.steps):
+    averaged = Averaged(stack, settings)
+    for step, batch in enumerate(islice(batches, settings.steps), 1):
         labelled_L, others_B = batch.labelled_HL[0], batch.unlabelled_HB[0]
         logits_XK = stack.encode(table_NP[torch.cat([labelled_L, others_B])][None])[0][0]
         known_LK, voted_BK = logits_XK[: len(labelled_L)], logits_XK[len(labelled_L) :]
         loss = F.cross_entropy(known_LK, target_NK[labelled_L]) + F.cross_entropy(voted_BK, target_NK[others_B])
         apply_gradients(loss, optimiser)
         schedule.step()
+        averaged.look(step)
+    averaged.put_back()
     return Head(stack.eval(), teacher.projection, settings)

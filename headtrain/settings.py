@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from cspipe.store.errors import SettingError, unknown_name
 
@@ -54,6 +54,8 @@ class HeadSettings:
         steps: optimiser steps. batch: unlabelled rows a step. labelled_batch: labelled rows a step. rebuilt_batch: so
             many of the unlabelled rows are rebuilt, for L_y and D_y; 0 rebuilds all of them.
         lr: peak learning rate of Adam. lr_end: share of it left at the last step (cosine in between).
+        averaged: a head's weights are the mean of those it had over this last share of its steps (arXiv 1803.05407),
+            which takes the noise of a constant rate out; 0 keeps the last ones.
         discriminator_lr: constant learning rate of the discriminators' Adam.
         precision: of the networks' products while they learn; weights, losses and Adam stay in fp32. `bf16` is for
             GPUs: on CPUs measured it gains nothing.
@@ -83,11 +85,12 @@ class HeadSettings:
     prior: Prior = "uniform"
     prior_given: tuple[Weight, ...] = ()
     steps: Count = 1000
-    batch: Annotated[int, Ge(2)] = 256
+    batch: Annotated[int, Ge(2)] = 384
     labelled_batch: Annotated[int, Ge(2)] = 100
     rebuilt_batch: Annotated[int, Ge(0)] = 128
     lr: Annotated[float, Gt(0)] = 3e-3
-    lr_end: Annotated[float, Ge(0)] = 0.0
+    lr_end: Annotated[float, Ge(0)] = 1.0
+    averaged: Annotated[float, Ge(0), Lt(1)] = 0.4
     discriminator_lr: Annotated[float, Gt(0)] = 1e-3
     precision: Precision = "fp32"
     compile: bool = False
@@ -124,7 +127,8 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style-paper": {
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
-        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0, "rebuilt_batch": 0,
+        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0, "batch": 256,
+        "rebuilt_batch": 0, "averaged": 0.0,
     },
     "supervised": LABELLED_ROWS_ALONE,
 })  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from cspipe.headtrain.batches import Batch, Pools, draw_batches, gather, head_generators
 from cspipe.headtrain.model import ContentStyle
@@ -94,11 +95,12 @@ def train_heads(
     generator = adam(stack.generator_parameters(), settings.lr)
     critic = adam(list(stack.critics.parameters()), settings.discriminator_lr) if stack.critics else None
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(generator, settings.steps, settings.lr * settings.lr_end)
-    every = max(1, settings.steps // 50)
+    every = records_every(settings.steps)
     history: list[dict[str, Tensor]] = []
     sums: dict[str, Tensor] = {}
     watch = Watch(stack, [generator] if critic is None else [generator, critic])
     of = compiled(objective) if settings.compile else objective
+    averaged = Averaged(stack, settings)
     for step in range(1, settings.steps + 1):
         if before_step:
             before_step()
@@ -111,8 +113,34 @@ def train_heads(
             sums = {}
             if on_step:
                 on_step(step)
+        averaged.look(step)
+    averaged.put_back()
     stack.eval()
     return history
+
+
+class Averaged:
+    """The mean of a stack's weights over the last steps; some fifty times in a training they are looked at."""
+
+    def __init__(self, stack: ContentStyle, settings: HeadSettings) -> None:
+        self.stack, self.every = stack, records_every(settings.steps)
+        self.after = settings.steps * (1 - settings.averaged)
+        self.mean = AveragedModel(stack, use_buffers=True) if settings.averaged else None
+
+    def look(self, step: int) -> None:
+        """Takes the weights in, where the step is one of the last ones."""
+        if self.mean is not None and step > self.after and step % self.every == 0:
+            self.mean.update_parameters(self.stack)
+
+    def put_back(self) -> None:
+        """Puts the mean in the place of the last weights; those stay where none was taken in."""
+        if self.mean is not None and self.mean.n_averaged > 0:
+            self.stack.load_state_dict(self.mean.module.state_dict())
+
+
+def records_every(steps: int) -> int:
+    """Steps from one record of a training to the next."""
+    return max(1, steps // 50)
 
 
 class Watch:

@@ -132,6 +132,25 @@ def test_history_has_fifty_records_of_every_term_and_progress_is_told_as_often()
     assert history[0].keys() == symbols | judged | {"step", "restarts", "content_entropy", "content_kl"}
 
 
+def test_a_heads_weights_are_the_mean_of_those_over_its_last_steps():
+    seen, ends = {}, {}
+    for share in (0.0, 0.4):
+        stack = ContentStyle(width=6, classes=3, style=4, hidden=8, critics={}, seeds=[1, 2])
+        table = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+        train_heads(
+            stack, table, torch.arange(30) % 3, Pools([torch.arange(9)] * 2, [torch.arange(30)] * 2, PRIORS[:2]),
+            replace(BASE, style_term="gaussian", hidden=8, steps=100, averaged=share), seeds=[1, 2],
+            on_step=lambda step, stack=stack: seen.update({step: stack.encoder[0].weight.detach().clone()}),
+        )  # fmt: skip
+        ends[share] = stack.encoder[0].weight
+    assert sorted(seen) == list(range(2, 101, 2))
+    assert torch.equal(ends[0.0], seen[100])
+    last = torch.stack([weight for step, weight in seen.items() if step > 60])
+    assert len(last) == 20
+    torch.testing.assert_close(ends[0.4], last.mean(0))
+    assert not torch.allclose(ends[0.4], seen[100], atol=1e-3)
+
+
 def test_supervised_training_never_looks_at_an_unlabelled_row():
     chosen = replace(BASE, steps=5, **KINDS["supervised"])
     table = torch.full((90, 12), torch.nan)
