@@ -71,8 +71,8 @@ class Real:
 class Batch:
     """What one step sees: row numbers, and where a term compares with them, draws of the priors.
 
-    `view_HB` are views of the unlabelled rows, None where there are none; `share_HB1` is what each of them, or of the
-    unlabelled rows themselves, keeps when it is mixed with the row before it.
+    `view_HB` is for each unlabelled row itself or one of its views, None where there are none; `share_HB1` is what each
+    of them keeps when it is mixed with the one before it.
     """
 
     labelled_HL: Tensor
@@ -106,13 +106,11 @@ def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: i
     return torch.searchsorted(edges_K, point_QB, right=True).clamp_max(len(prior_K) - 1)
 
 
-def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator, *, clean: bool) -> Tensor:
-    """For each row one of its views, or with `clean` the clean row too, equally likely; the rows where V is 0."""
+def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator) -> Tensor:
+    """For each row itself or one of its views, equally likely; the rows where there are none."""
     if not pools.views:
         return row_QB
-    first = 0 if clean else 1
-    view_QB = torch.randint(first, pools.views + 1, row_QB.shape, generator=generator, device=row_QB.device)
-    return row_QB + rows * view_QB
+    return row_QB + rows * torch.randint(pools.views + 1, row_QB.shape, generator=generator, device=row_QB.device)
 
 
 def draw_batches(
@@ -135,9 +133,9 @@ def draw_batches(
         for head, generator in enumerate(generators):
             pool, labels = pools.unlabelled[head], pools.labelled[head]
             known = draw_passes(labels, ahead * settings.labelled_batch, generator).view(ahead, -1)
-            labelled = draw_views(known, pools, clean_rows, generator, clean=True)
+            labelled = draw_views(known, pools, clean_rows, generator)
             unlabelled = draw_passes(pool, ahead * rows, generator).view(ahead, rows)
-            view = draw_views(unlabelled, pools, clean_rows, generator, clean=False)
+            view = draw_views(unlabelled, pools, clean_rows, generator)
             share = torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype)
             parts.append((labelled, unlabelled, view, share))
             if compares:

@@ -42,8 +42,8 @@ class HeadSettings:
         estimator: what the encoder and decoder minimise on a discriminator's logit T:
             `nonsaturating` softplus(-T) or `kl` -T.
         lambda_c: weight of D_c. lambda_s: of D_s. lambda_y: of D_y. lambda_yy: of L_y.
-        lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. What is mixed
-            are augmented views of the rows where the store holds some, and the rows themselves where it does not.
+        lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. Where the store
+            holds augmented views, what is mixed is for each row itself or one of its views, equally likely.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
         cluster_terms: `measured` uses `anchors` where labelled rows tell that it helps, and learns from the labelled
             rows alone where they do not bear out that rows which lie together are of one class, as D_c and L_mix take
