@@ -30,7 +30,7 @@ def objective(
 
     Args:
         stack: the heads.
-        token_HXP: the labelled rows, then the unlabelled rows, then, where there are views, each of those or a view of it;
+        token_HXP: the labelled rows, then the unlabelled rows, then, where there are views, those or views of them;
             L is `label_HL.shape[1]`. With no term on unlabelled rows the latter may be absent.
         label_HL: class of each labelled row.
         prior_HK: class prior.
