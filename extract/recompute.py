@@ -204,7 +204,7 @@ def _recompute(
 
 
 def _split_damage(store: Store, problems: list[Problem]) -> tuple[Chunks, Chunks]:
-    """Damaged chunks that are computed now, and those that extract, or an import, brings again."""
+    """Damaged chunks that are computed now, and those that extract, import or join brings again."""
     every = damaged_chunks(store.path, problems)
     if of_no_images(store):
         return {}, every
