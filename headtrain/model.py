@@ -128,13 +128,17 @@ class ContentStyle(nn.Module):
 
         With shares the code is that of the first `kept` rows (default: all), then of the last B rows mixed, each with
         the one before it. The first layer is linear, so its values are mixed in place of the tokens: the same to
-        rounding, and rows that are encoded anyway are mixed without a product.
+        rounding, and rows that are encoded anyway are mixed without a product. Mixed rows then go their own way, which
+        spares a copy of everything, but for a batch norm: its statistics are those of all rows.
         """
         hidden_HXF = self.through(self.encoder[0], token_HXP)
-        if share_HB1 is not None:
-            last_HBF = hidden_HXF[:, -share_HB1.shape[1] :]
-            hidden_HXF = torch.cat([hidden_HXF[:, :kept], mixed(last_HBF, share_HB1)], 1)
-        code = self.through(self.encoder[1:], hidden_HXF)
+        if share_HB1 is None:
+            parts = [hidden_HXF]
+        else:
+            parts = [hidden_HXF[:, :kept], mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)]
+        if self.norm == "batch":
+            parts = [torch.cat(parts, 1)]
+        code = torch.cat([self.through(self.encoder[1:], part) for part in parts], 1)
         return code[..., : self.classes], code[..., self.classes :]
 
     def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:
