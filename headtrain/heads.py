@@ -110,7 +110,7 @@ def fit_heads(
         token_ND: stored tokens of any float type, in memory, or in their store (then all tasks look at all rows).
         label_N: classes; only the entries that a task names as labelled are looked at.
         tasks: rows and seed of each head.
-        settings: shared by all heads.
+        settings: shared by all heads; the batch is that of the task with the fewest rows, see `HeadSettings.on_rows`.
         classes: K.
         view_VND: tokens of augmented views of the same rows, `(N, D)` each, kept where those of the rows are.
         device: where tables and heads live.
@@ -124,6 +124,7 @@ def fit_heads(
     for task in tasks:
         check_task(task, label_N, classes)
     view_VND = view_VND[: settings.views]
+    given, settings = settings, settings.on_rows(min(len(task.unlabelled) for task in tasks), classes)
     prior_HK = torch.stack([torch.full((classes,), 1 / classes) if task.prior_K is None
                             else torch.from_numpy(task.prior_K).float() for task in tasks])  # fmt: skip
     seeds = [task.seed for task in tasks]
@@ -147,7 +148,7 @@ def fit_heads(
             stack, table.table_TP, table.label_T, pools, settings, seeds=seeds, on_step=on_step,
             before_step=table.renew,
         )  # fmt: skip
-    heads = [Head(stack.one(h), table.projections[g], settings) for h, g in enumerate(table.group)]
+    heads = [Head(stack.one(h), table.projections[g], given) for h, g in enumerate(table.group)]
     return Fit(heads, history)
 
 

@@ -1,6 +1,7 @@
 """Heads: fitted many at once, kept in a file, and used on what they were not made for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, load_head
+from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, heads, load_head
 from cspipe.headtrain.headfile import save_head
 from cspipe.headtrain.heads import group_tasks, probabilities_of
 from cspipe.headtrain.settings import method_settings
+from cspipe.headtrain.train import train_heads
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError, UnknownNameError
 
 EVERY = np.arange(90)
@@ -192,3 +194,24 @@ def test_a_head_file_that_lacks_a_tensor_is_told_plainly(tmp_path):
     save_file(tensors, tmp_path / "broken.safetensors", metadata=metadata)
     with pytest.raises(MismatchError, match="does not hold a whole head"):
         load_head(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "batch"), [(60_000, 10, 384), (7_680, 10, 384), (1_440, 10, 72), (90, 3, 32), (2_000, 100, 384)]
+)
+def test_a_batch_is_a_small_part_of_the_rows_but_some_of_each_class(rows, classes, batch):
+    asked = HeadSettings()
+    assert asked.on_rows(rows, classes) == replace(asked, batch=batch)
+    assert replace(asked, batch=20).on_rows(rows, classes).batch == 20
+
+
+def test_heads_are_trained_with_the_batch_of_the_fewest_rows_and_keep_the_settings_they_were_given(
+    blobs, quick, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(heads, "train_heads", lambda *a, **k: seen.append(a[4].batch) or train_heads(*a, **k))
+    rows, asked = blobs(1_000, 1), replace(quick, steps=2, batch=64)
+    tasks = [HeadTask(np.arange(9), np.arange(count)) for count in (1_000, 800)]
+    fit = fit_heads(torch.from_numpy(rows.token), torch.from_numpy(rows.label), tasks, asked, classes=3)
+    assert seen == [40]
+    assert [head.settings for head in fit.heads] == [asked, asked]
