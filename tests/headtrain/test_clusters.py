@@ -43,7 +43,7 @@ def test_where_classes_lie_together_the_graph_tells_and_no_head_is_tried():
 
 def test_where_something_else_lies_together_heads_that_are_tried_tell():
     found = looked_at(*tokens(1, together=False))
-    assert found.agreement < PLAIN_AGREEMENT and sum(found.held_out) > 20 and not found.bears_out
+    assert found.agreement < PLAIN_AGREEMENT and found.held_out[1] <= found.held_out[2] and not found.bears_out
 
 
 def test_what_is_found_is_the_same_each_time_and_does_not_look_at_hidden_labels():
