@@ -39,9 +39,7 @@ def make_store(folder: Path, tokens: np.ndarray[Any, Any]) -> Path:
     path = folder / "benchmark.zarr"
     with StoreWriter(path, key=key, width=tokens.shape[1], batch_size=64, backbone="none", dataset="none",
                      provenance={}, sources={}) as writer:  # fmt: skip
-        for task in writer.plan("train", table, whole=True):
-            writer.commit("train", task, tokens[task.first_row : task.end_row])
-        writer.finish("train")
+        writer.write("train", table, tokens.__getitem__)
     return path
 
 

@@ -52,9 +52,7 @@ def write(folder: Path, *, test: bool = True) -> Path:
                 np.stack([np.frombuffer(digest, np.uint8) for digest in digests]), label.astype(np.int64),
                 [f"{own}/{row}" for row in range(len(label))],
             )  # fmt: skip
-            for task in writer.plan(name, table, whole=True):
-                writer.commit(name, task, token[task.images])
-            writer.finish(name)
+            writer.write(name, table, token.__getitem__)
     return path
 
 

@@ -31,9 +31,7 @@ def write(folder, splits):
     with closing(writer):
         for name, (token, label, sha256) in splits.items():
             table = ImageTable(sha256, label.astype(np.int64), [""] * len(label))
-            for task in writer.plan(name, table, whole=True):
-                writer.commit(name, task, token[task.images])
-            writer.finish(name)
+            writer.write(name, table, token.__getitem__)
     return path
 
 
