@@ -185,8 +185,10 @@ def print_stores(document: Document) -> None:
 
 def print_store_info(document: Document) -> None:
     """Attributes, one a line; of a joined store a line for each backbone."""
+    from cspipe.store.join import JOINED
+
     provenance = dict(document.get("provenance", {}))
-    parts = provenance.pop("joined", [])
+    parts = provenance.pop(JOINED, [])
     facts = {key: document[key] for key in ("store", "width", "dtype", "chunk_rows", "batch_size")} | provenance
     facts |= {
         f"tokens of {part['backbone']}": f"{part['width']} wide, divided by {part['scale']:.4g}" for part in parts

@@ -132,12 +132,11 @@ class ContentStyle(nn.Module):
         spares a copy of everything, but for a batch norm: its statistics are those of all rows.
         """
         hidden_HXF = self.through(self.encoder[0], token_HXP)
-        if share_HB1 is None:
-            parts = [hidden_HXF]
-        else:
+        parts = [hidden_HXF]
+        if share_HB1 is not None:
             parts = [hidden_HXF[:, :kept], mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)]
-        if self.norm == "batch":
-            parts = [torch.cat(parts, 1)]
+            if self.norm == "batch":
+                parts = [torch.cat(parts, 1)]
         code = torch.cat([self.through(self.encoder[1:], part) for part in parts], 1)
         return code[..., : self.classes], code[..., self.classes :]
 
