@@ -18,11 +18,12 @@ from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.headfile import SavedHead, load_head
-from cspipe.headtrain.heads import Head, HeadTask, fit_heads
+from cspipe.headtrain.heads import Head, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
 from cspipe.store.layout import list_stores

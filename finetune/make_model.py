@@ -21,9 +21,10 @@ from cspipe.finetune.model_directory import CONFIG, Origin, save_model
 from cspipe.headtrain.calibration import Calibration, calibrate, held_out
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.headfile import SavedHead
-from cspipe.headtrain.heads import Head, HeadTask
+from cspipe.headtrain.heads import Head
 from cspipe.headtrain.rows import read_rows
 from cspipe.headtrain.runs import read_report, write_json
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store import Store
 from cspipe.store.errors import MissingDataError
 

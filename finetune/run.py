@@ -186,7 +186,8 @@ def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device,
     anchors = make_anchors(settings.regularisers, model, rows.cached_ND[at], rows.label_N[at], len(loaded.class_names))
     prior_1K = torch.from_numpy(prior_K).float().to(device)[None]
     objective = replace(
-        head.settings, mix_temperature=settings.mix_temperature, entropy_weight=settings.entropy_weight, rebuilt_batch=0
+        head.settings.unvoted(), mix_temperature=settings.mix_temperature, entropy_weight=settings.entropy_weight,
+        rebuilt_batch=0,
     )  # fmt: skip
     return Parts(model, loaded.backbone, objective, prior_1K, device, anchors, world, channels)
 

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cspipe.headtrain.estimator import ContentStyleClassifier
     from cspipe.headtrain.headfile import load_head
-    from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads
+    from cspipe.headtrain.heads import Fit, Head, fit_heads
     from cspipe.headtrain.settings import HeadSettings
+    from cspipe.headtrain.tasks import HeadTask
 
 __all__ = ["ContentStyleClassifier", "Fit", "Head", "HeadSettings", "HeadTask", "fit_heads", "load_head"]
 
 if not TYPE_CHECKING:
-    PLACES = {"ContentStyleClassifier": "estimator", "HeadSettings": "settings", "load_head": "headfile"}
+    PLACES = {
+        "ContentStyleClassifier": "estimator", "HeadSettings": "settings", "HeadTask": "tasks", "load_head": "headfile",
+    }  # fmt: skip
 
     def __getattr__(name: str) -> object:
         """Loads a name when it is first asked for: settings come without torch, heads without scikit-learn."""

@@ -18,6 +18,24 @@ STEPS_DRAWN_AHEAD = 50
 
 
 @dataclass(frozen=True)
+class Votes:
+    """Class probabilities that others give unlabelled rows, which L_mix follows.
+
+    Attributes:
+        vote_HVK: of each head's voted rows, in half precision.
+        place_T: where the votes of a row of the table lie among those of its head.
+    """
+
+    vote_HVK: Tensor
+    place_T: Tensor
+
+    def of(self, row_HB: Tensor) -> Tensor:
+        """Votes `(H, B, K)` on clean rows of the table, in single precision."""
+        head_H1 = torch.arange(len(self.vote_HVK), device=row_HB.device)[:, None]
+        return self.vote_HVK[head_H1, self.place_T[row_HB]].float()
+
+
+@dataclass(frozen=True)
 class Pools:
     """Which rows of the resident table each head may look at.
 
@@ -27,12 +45,14 @@ class Pools:
         prior_HK: class prior of each head.
         views: V, augmented views of each row. The table holds the clean rows first, then all rows' first view, and
             so on: view v of row r is row r + v T.
+        votes: what L_mix follows in place of a head's own content; `unlabelled` are then voted rows.
     """
 
     labelled: Sequence[Tensor]
     unlabelled: Sequence[Tensor]
     prior_HK: Tensor
     views: int = 0
+    votes: Votes | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Table:
         labelled: row numbers of each head, see `Pools`.
         unlabelled: likewise.
         renew: called before each step where the table holds a part of the rows at a time.
+        votes: on the unlabelled rows, see `Pools`.
     """
 
     projections: list[Projection]
@@ -56,6 +77,7 @@ class Table:
     labelled: Sequence[Tensor]
     unlabelled: Sequence[Tensor]
     renew: Callable[[], None] | None = None
+    votes: Votes | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from cspipe.headtrain.heads import HeadTask, fit_heads
+from cspipe.headtrain.heads import fit_heads
 from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store.split import labelled_folds
 
 Floats = NDArray[np.float64]

@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from cspipe.headtrain.chunked import Tokens
 from cspipe.headtrain.graph import nearest_of_each, normalised_affinity, spread_labels
-from cspipe.headtrain.heads import HeadTask, fit_heads
+from cspipe.headtrain.heads import fit_heads
 from cspipe.headtrain.neighbourhood import anchor_rows
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store.split import labelled_folds
 
 Ints = NDArray[np.int64]
@@ -99,7 +100,7 @@ class Findings:
 
     def borne_out(self, settings: HeadSettings) -> HeadSettings:
         """What the settings become."""
-        return self.scaled(settings) if self.bears_out else self.scaled(settings).without_clusters()
+        return self.scaled(settings) if self.bears_out else self.scaled(settings).by_votes()
 
 
 @dataclass(frozen=True)

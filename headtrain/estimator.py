@@ -22,10 +22,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from cspipe.headtrain.calibration import best_temperature, held_out, without
 from cspipe.headtrain.clusters import draw_sample, look_at_rows
-from cspipe.headtrain.heads import Head, HeadTask, fit_heads
+from cspipe.headtrain.heads import Head, fit_heads
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.projection import fit_projection
 from cspipe.headtrain.settings import ClusterTerms, ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store.errors import SettingError
 
 Floats = NDArray[np.float64]

@@ -23,6 +23,7 @@ def objective(
     *,
     target_HBP: Tensor | None = None,
     share_HB1: Tensor | None = None,
+    vote_HBK: Tensor | None = None,
     prior_HBS: Tensor | None = None,
     image_HBI: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -38,6 +39,7 @@ def objective(
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
             before it; None: no L_mix.
+        vote_HBK: class probabilities of the unlabelled rows that L_mix follows; None: their own content.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
         image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
             where the decoder gives logits of pixels.
@@ -62,7 +64,8 @@ def objective(
         rebuilt_HRX = stack.decode(content_HBK[:, some], style_HBS[:, some])
         terms["L_y"], shown["token"] = reconstruction(rebuilt_HRX, real_HBX[:, some], pixels=image_HBI is not None)
     if share_HB1 is not None:
-        followed_HBK = losses.sharpened(content_BK=content_HBK.detach(), temperature=settings.mix_temperature)
+        given_HBK = content_HBK.detach() if vote_HBK is None else vote_HBK
+        followed_HBK = losses.sharpened(content_BK=given_HBK, temperature=settings.mix_temperature)
         terms["L_mix"] = losses.interpolation(
             logits_BK=logits_HXK[:, end:], content_BK=followed_HBK, share_B1=share_HB1
         )

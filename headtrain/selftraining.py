@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from cspipe.headtrain.batches import Pools, draw_batches, head_generators
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.given import Floats, Given
-from cspipe.headtrain.heads import Head, HeadTask, fit_heads
+from cspipe.headtrain.heads import Head, fit_heads
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.settings import HeadSettings, method_settings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.headtrain.train import Averaged, adam, apply_gradients
 
 TEACHERS = 4

@@ -29,6 +29,9 @@ and .859; of 4,000 batches of 384 and 128 .882 and .890; of 8,000 (ViT-S/14) bat
 50,000 batches of 384 and 256 .938 and .936.
 """
 
+VOTERS = 3
+"""Supervised heads of each standardisation that vote where clusters tell nothing."""
+
 
 @dataclass(frozen=True)
 class HeadSettings:
@@ -54,8 +57,11 @@ class HeadSettings:
         lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. Where the store
             holds augmented views, what is mixed is for each row itself or one of its views, equally likely.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
-        cluster_terms: `measured` uses `anchors` where labelled rows tell that it helps, and learns from the labelled
-            rows alone where they do not bear out that rows which lie together are of one class, as D_c and L_mix take
+        voters: L_mix follows the mean content of so many supervised heads in place of the head's own, see `polled`; 0
+            follows its own. With `anchors` as many again see the tokens that are standardised with them, and the head
+            itself does without.
+        cluster_terms: `measured` uses `anchors` where labelled rows tell that it helps, and `voters` alone where they
+            do not bear out that rows which lie together are of one class, as D_c and L_mix on a head's own content take
             for granted, see `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
@@ -89,6 +95,7 @@ class HeadSettings:
     lambda_yy: Weight = 3.0
     lambda_mix: Weight = 1.0
     mix_temperature: Annotated[float, Gt(0)] = 1.0
+    voters: Annotated[int, Ge(0)] = 0
     cluster_terms: ClusterTerms = "measured"
     views: Annotated[int, Ge(0)] = 64
     entropy_weight: Weight = 0.3
@@ -113,7 +120,13 @@ class HeadSettings:
     @property
     def asks_for_clusters(self) -> bool:
         """True where it must be measured whether rows that lie together are of one class."""
-        return self.cluster_terms == "measured" and max(self.lambda_c, self.lambda_mix) > 0
+        own = 0.0 if self.voted else self.lambda_mix
+        return self.cluster_terms == "measured" and max(self.lambda_c, own) > 0
+
+    @property
+    def voted(self) -> bool:
+        """True where L_mix follows votes."""
+        return self.voters > 0 and self.lambda_mix > 0
 
     def on_rows(self, rows: int, classes: int) -> "HeadSettings":
         """The same with a batch of at most one in 20 of `rows` unlabelled rows, but 32 and four a class.
@@ -125,7 +138,7 @@ class HeadSettings:
         return replace(self, batch=min(self.batch, max(fewest, rows // BATCHES_A_PASS)))
 
     def without_clusters(self) -> "HeadSettings":
-        """The same head with L_c alone, on the whole token: what is left where what lies together is no class.
+        """The same head with L_c alone, on the whole token, which relies on nothing that lies together.
 
         Unlabelled rows still tell what tokens are standardised by.
 
@@ -134,9 +147,18 @@ class HeadSettings:
         """
         return replace(self, **LABELLED_ROWS_ALONE)
 
+    def by_votes(self) -> "HeadSettings":
+        """L_c, and L_mix that follows the votes of supervised heads: relies on nothing that lies together."""
+        return replace(self.without_clusters(), lambda_mix=self.lambda_mix, voters=self.voters or VOTERS)
+
+    def unvoted(self) -> "HeadSettings":
+        """The same where nobody votes: on live tokens, on tokens that stay in their store."""
+        return replace(self, lambda_mix=0.0, voters=0) if self.voted else self
+
 
 LABELLED_ROWS_ALONE: Mapping[str, Any] = MappingProxyType({
     "components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0,
+    "voters": 0,
 })  # fmt: skip
 """What makes a head supervised."""
 

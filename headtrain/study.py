@@ -17,10 +17,11 @@ from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.clusters import TRIAL_STEPS, Findings, Sample, draw_sample, look_at_rows
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
-from cspipe.headtrain.heads import Fit, Head, HeadTask, fit_heads, probabilities_of
+from cspipe.headtrain.heads import Fit, Head, fit_heads, probabilities_of
 from cspipe.headtrain.prior import class_prior
 from cspipe.headtrain.rows import Ints, StudyRows
 from cspipe.headtrain.settings import HEAD_METHODS, HeadSettings, method_settings
+from cspipe.headtrain.tasks import HeadTask
 from cspipe.store.errors import SettingError
 from cspipe.store.split import labelled_folds
 

@@ -195,6 +195,7 @@ def train_step(
     token_HXP, share_HB1 = gather(table_TP, batch, settings)
     terms, samples = of(
         stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings, share_HB1=share_HB1,
+        vote_HBK=None if pools.votes is None else pools.votes.of(batch.unlabelled_HB),
         prior_HBS=None if batch.real is None else batch.real.style_HBS,
     )  # fmt: skip
     apply_gradients(total(terms, settings).sum(), generator, again=critic is not None)

@@ -8,7 +8,7 @@ import torch
 
 from cspipe.headtrain import calibration
 from cspipe.headtrain.calibration import PRIOR_DEVIATION, best_temperature, calibrate, held_out
-from cspipe.headtrain.heads import HeadTask
+from cspipe.headtrain.tasks import HeadTask
 
 
 @pytest.fixture

@@ -96,8 +96,9 @@ def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, monkeypa
     monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=held_out))
     made = study(False, **changes)
     outcome = made.run("content-style")
-    assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [mixes] * 3
-    assert ({"L_mix", "D_c"} <= outcome.metrics[-1].keys()) is mixes
+    assert [head.settings.lambda_c > 0 for head in outcome.heads] == [mixes] * 3
+    assert [head.settings.voted for head in outcome.heads] == [not mixes] * 3
+    assert "L_mix" in outcome.metrics[-1] and ("D_c" in outcome.metrics[-1]) is mixes
     assert len(made.memory.findings) == (0 if changes else 3) and len(made.memory.samples) == (0 if changes else 1)
 
 
@@ -115,9 +116,10 @@ def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatc
     monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=next(told)))
     made = study(True)
     outcome = made.run("content-style")
-    assert [head.settings.lambda_mix > 0 for head in outcome.heads] == [True, False, True]
+    assert [head.settings.lambda_c > 0 for head in outcome.heads] == [True, False, True]
+    assert [head.settings.voted for head in outcome.heads] == [False, True, False]
     assert [row["split_seed"] for row in outcome.results] == [0, 1, 2]
-    mixed = {record["split_seed"] for record in outcome.metrics if "L_mix" in record}
+    mixed = {record["split_seed"] for record in outcome.metrics if "D_c" in record}
     assert mixed == {0, 2} and {record["split_seed"] for record in outcome.metrics} == {0, 1, 2}
     alone = Study(made.rows, made.trials[1:2], made.settings, "cpu", None, Memory())
     monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=(9, 1, 9)))
@@ -130,4 +132,4 @@ def test_the_estimator_leaves_them_out_too(monkeypatch, held_out):
     token_ND, label_N = tokens(3, together=False)
     label_N[60:] = -1
     fitted = ContentStyleClassifier(steps=20, random_state=0).fit(token_ND, label_N)
-    assert (fitted.head_.settings.lambda_mix > 0) is (held_out is None)
+    assert fitted.head_.settings.voted is (held_out is not None)

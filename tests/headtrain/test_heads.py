@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, heads, load_head
 from cspipe.headtrain.headfile import save_head
-from cspipe.headtrain.heads import group_tasks, probabilities_of
+from cspipe.headtrain.heads import probabilities_of
 from cspipe.headtrain.settings import method_settings
+from cspipe.headtrain.tasks import group_tasks
 from cspipe.headtrain.train import train_heads
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError, UnknownNameError
 

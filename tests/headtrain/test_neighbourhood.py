@@ -9,10 +9,11 @@ from sklearn.linear_model import LogisticRegression
 
 from cspipe.headtrain.clusters import Findings, draw_sample, look_at_rows
 from cspipe.headtrain.headfile import load_head, save_head
-from cspipe.headtrain.heads import HeadTask, fit_heads
+from cspipe.headtrain.heads import fit_heads
 from cspipe.headtrain.neighbourhood import Neighbourhood, anchor_rows, fit_neighbourhood
 from cspipe.headtrain.projection import fit_projection
 from cspipe.headtrain.settings import HeadSettings
+from cspipe.headtrain.tasks import HeadTask
 
 ROWS, WIDTH, CLASSES = 600, 20, 3
 
@@ -114,15 +115,15 @@ def test_labelled_rows_tell_whether_it_helps(quick):
     assert not looked_at(near, label_N, quick).anchors
 
 
-@pytest.mark.parametrize(("findings", "anchors", "semi_supervised"), [
+@pytest.mark.parametrize(("findings", "anchors", "relied_on"), [
     (Findings(None), 0, True), (Findings(0.9), 0, True), (Findings(0.9, True), 500, True),
     (Findings(0.2, False, (50, 10, 20)), 0, False), (Findings(0.2, True, (50, 10, 20)), 500, False),
     (Findings(0.2, True, (50, 10, 10)), 500, False), (Findings(0.2, True, (50, 13, 10)), 500, False),
     (Findings(0.2, True, (50, 12, 3)), 500, False), (Findings(0.2, True, (50, 20, 5)), 500, True),
 ])  # fmt: skip
-def test_what_is_left_of_the_settings(findings, anchors, semi_supervised):
+def test_what_is_left_of_the_settings(findings, anchors, relied_on):
     left = findings.borne_out(HeadSettings())
-    assert (left.anchors, left.semi_supervised) == (anchors, semi_supervised)
+    assert (left.anchors, left.lambda_c > 0, left.voted) == (anchors, relied_on, not relied_on)
 
 
 def test_anchors_of_the_user_s_are_kept():

@@ -1,0 +1,134 @@
+"""Votes of supervised heads, which L_mix follows where nothing is to be told from what lies together."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, heads, losses
+from cspipe.headtrain.batches import Votes
+from cspipe.headtrain.headfile import load_head, save_head
+from cspipe.headtrain.model import ContentStyle
+from cspipe.headtrain.objective import objective
+from cspipe.headtrain.tasks import table_of_tasks
+
+EVERY, CLASSES = np.arange(90), 3
+TASKS = [HeadTask(np.arange(9), EVERY), HeadTask(np.arange(9, 18), EVERY, 4), HeadTask(np.arange(9), EVERY[:60])]
+
+
+@pytest.fixture
+def rows(blobs):
+    drawn = blobs(90, 1)
+    return torch.from_numpy(drawn.token), torch.from_numpy(drawn.label)
+
+
+@pytest.fixture
+def voted(quick):
+    return replace(quick.by_votes(), voters=2, steps=20)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Every call of `fit_heads` that is made inside, and every table that heads train on."""
+    calls, tables = [], []
+    monkeypatch.setattr(heads, "fit_heads", lambda *a, **k: calls.append((a, k)) or fit_heads(*a, **k))
+    polled = heads.polled
+    monkeypatch.setattr(heads, "polled", lambda *a: tables.append(polled(*a)) or tables[-1])
+    return calls, tables
+
+
+def test_settings_of_a_voted_head_hold_no_term_that_relies_on_clusters():
+    left = HeadSettings(lambda_mix=0.7, anchors=9).by_votes()
+    assert left.voted and left.semi_supervised and not left.asks_for_clusters
+    assert (left.voters, left.lambda_mix, left.lambda_c, left.anchors, left.components) == (3, 0.7, 0, 9, 0)
+    assert HeadSettings(voters=5).by_votes().voters == 5 and HeadSettings().unvoted() == HeadSettings()
+    assert not left.unvoted().semi_supervised and left.unvoted().voters == left.without_clusters().voters == 0
+    assert not HeadSettings(lambda_mix=0).by_votes().voted and HeadSettings(voters=3).asks_for_clusters
+
+
+def test_l_mix_follows_given_votes_in_place_of_the_head_s_own_content():
+    generator = torch.Generator().manual_seed(0)
+    stack = ContentStyle(width=5, classes=CLASSES, style=2, hidden=7, critics={}, seeds=[1, 2]).double()
+    token_HXP = torch.randn(2, 11, 5, generator=generator, dtype=torch.float64)
+    label_HL = torch.zeros(2, 3, dtype=torch.int64)
+    share_HB1 = torch.rand(2, 8, 1, generator=generator, dtype=torch.float64)
+    vote_HBK = torch.rand(2, 8, CLASSES, generator=generator, dtype=torch.float64).softmax(-1)
+    prior_HK = torch.full((2, CLASSES), 1 / 3, dtype=torch.float64)
+    settings = HeadSettings().by_votes()
+    terms, _ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1, vote_HBK=vote_HBK)
+    unlabelled_HBP = token_HXP[:, 3:]
+    mixed_HBP = share_HB1 * unlabelled_HBP + (1 - share_HB1) * unlabelled_HBP.roll(1, 1)
+    logits_HBK = stack.encode(mixed_HBP)[0]
+    expected = losses.interpolation(logits_BK=logits_HBK, content_BK=vote_HBK, share_B1=share_HB1)
+    torch.testing.assert_close(terms["L_mix"], expected)
+    own, _ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1)
+    assert not torch.allclose(own["L_mix"], expected)
+
+
+@pytest.mark.parametrize("anchors", [0, 6])
+def test_votes_are_the_voters_mean_and_a_labelled_row_has_its_class(rows, voted, seen, monkeypatch, anchors):
+    monkeypatch.setattr(heads, "ROWS_AT_ONCE", 17)
+    token_ND, label_N = rows
+    settings = replace(voted, anchors=anchors)
+    made = []
+    fit_voters = heads.fit_voters
+    monkeypatch.setattr(heads, "fit_voters", lambda *a: made.append(fit_voters(*a)) or made[-1])
+    fit = fit_heads(token_ND, label_N, TASKS, settings, classes=CLASSES)
+    (table,), voters = seen[1], made[0]
+    assert [len(own) for own in voters] == [2 if anchors == 0 else 4] * 3
+    assert [head.projection.around is not None for head in voters[0]] == [False] * 2 + [True] * (2 if anchors else 0)
+    assert all(head.projection.around is None for head in fit.heads)
+    for number, (task, own) in enumerate(zip(TASKS, voters, strict=True)):
+        expected_NK = torch.stack([head.probabilities(token_ND[task.unlabelled]) for head in own]).mean(0)
+        expected_NK[task.labelled] = torch.nn.functional.one_hot(label_N[task.labelled], CLASSES).float()
+        given_NK = table.votes.of(torch.stack([table.unlabelled[number]] * 3))[number]
+        torch.testing.assert_close(given_NK, expected_NK, rtol=0, atol=1e-3)
+
+
+def test_of_many_rows_some_are_voted_on_and_those_alone_are_looked_at(rows, voted, seen, monkeypatch):
+    monkeypatch.setattr(heads, "VOTED_ROWS", 40)
+    fit_heads(*rows, TASKS, voted, classes=CLASSES)
+    (table,) = seen[1]
+    assert [len(row.unique()) for row in table.unlabelled] == [40, 40, 40]
+    assert table.votes.vote_HVK.shape == (3, 40, CLASSES) and table.votes.vote_HVK.dtype == torch.float16
+    assert torch.equal(table.unlabelled[0], table.unlabelled[1]) and table.unlabelled[2].min() >= 90
+    assert table.votes.place_T[table.unlabelled[2]].tolist() == list(range(40))
+
+
+def test_voters_learn_from_labelled_rows_alone_in_fewer_steps_and_no_two_alike(rows, voted, seen, monkeypatch):
+    monkeypatch.setattr(heads, "VOTERS_STEPS", 7)
+    fit_heads(*rows, TASKS, replace(voted, anchors=6), classes=CLASSES)
+    asked = [call[0][3] for call in seen[0]]
+    assert [settings.anchors for settings in asked] == [0, 6]
+    assert all(settings.steps == 7 and not settings.semi_supervised for settings in asked)
+    tasks = seen[0][0][0][2]
+    assert [task.seed for task in tasks] == [0, 1, 8, 9, 0, 1]
+    assert all(np.array_equal(tasks[2 * n].labelled, task.labelled) for n, task in enumerate(TASKS))
+
+
+def test_heads_that_follow_votes_learn_together_what_each_learns_alone(rows, voted):
+    together = fit_heads(*rows, TASKS, voted, classes=CLASSES).heads
+    for task, head in zip(TASKS, together, strict=True):
+        alone = fit_heads(*rows, [task], voted, classes=CLASSES).heads[0]
+        torch.testing.assert_close(head.probabilities(rows[0]), alone.probabilities(rows[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_voted_head_comes_back_from_its_file_and_names_its_voters(rows, voted, tmp_path):
+    head = fit_heads(*rows, TASKS[:1], voted, classes=CLASSES).heads[0]
+    save_head(tmp_path / "head.safetensors", head, np.arange(9), {})
+    back = load_head(tmp_path / "head.safetensors").head
+    assert back.settings == voted and torch.equal(back.probabilities(rows[0]), head.probabilities(rows[0]))
+
+
+def test_votes_are_read_at_the_place_of_a_row_of_the_table():
+    vote_HVK = torch.arange(12).view(2, 3, 2).half()
+    votes = Votes(vote_HVK, torch.tensor([0, 0, 2, 1]))
+    assert votes.of(torch.tensor([[2, 3], [3, 3]])).tolist() == [[[4, 5], [2, 3]], [[8, 9], [8, 9]]]
+
+
+def test_the_table_of_a_voted_head_goes_without_anchors(rows, voted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(heads, "table_of_tasks", lambda *a: asked.append(a[4].anchors) or table_of_tasks(*a))
+    fit_heads(*rows, TASKS[:1], replace(voted, anchors=6), classes=CLASSES)
+    assert asked[-2:] == [0, 6] and asked[0] == 0
