@@ -99,14 +99,14 @@ def print_head(document: Document) -> None:
     told = document.get("clusters")
     if told and told["anchors"]:
         print(
-            "Something else outshines the classes here: tokens were standardised with their neighbourhood on "
+            "Something else outshines the classes here: tokens standardised with their neighbourhood were used on "
             f"{len(told['anchors'])} of {len(told['agreement'])} splits."
         )
     if told and told["left_out"]:
         print(
             "Rows that lie together are often of other classes, as held-out labelled rows told: on "
-            f"{len(told['left_out'])} of {len(told['agreement'])} splits content-style learned from the labelled rows "
-            "alone."
+            f"{len(told['left_out'])} of {len(told['agreement'])} splits content-style followed the votes of "
+            "supervised heads."
         )
     print(f"{document['run']}  {document['seconds']} s")
 

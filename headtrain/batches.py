@@ -129,10 +129,14 @@ def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: i
 
 
 def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator) -> Tensor:
-    """For each row itself or one of its views, equally likely; the rows where there are none."""
+    """For each row itself, half of the time, or one of its views; the rows where there are none.
+
+    What is judged is no view: with four of them and 1,000 labels half is .2 points better than a fifth (MNIST, dev rows).
+    """
     if not pools.views:
         return row_QB
-    return row_QB + rows * torch.randint(pools.views + 1, row_QB.shape, generator=generator, device=row_QB.device)
+    drawn_QB = torch.randint(2 * pools.views, row_QB.shape, generator=generator, device=row_QB.device)
+    return row_QB + rows * (drawn_QB - pools.views + 1).clamp_min(0)
 
 
 def draw_batches(

@@ -55,7 +55,7 @@ class HeadSettings:
             `nonsaturating` softplus(-T) or `kl` -T.
         lambda_c: weight of D_c. lambda_s: of D_s. lambda_y: of D_y. lambda_yy: of L_y.
         lambda_mix: weight of L_mix: the content of two mixed rows follows the mix of their contents. Where the store
-            holds augmented views, what is mixed is for each row itself or one of its views, equally likely.
+            holds augmented views, what is mixed is for each row itself or, half of the time, one of its views.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
         voters: L_mix follows the mean content of so many supervised heads in place of the head's own, see `polled`; 0
             follows its own. With `anchors` as many again see the tokens that are standardised with them, and the head

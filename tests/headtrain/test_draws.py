@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspipe.headtrain.batches import draw_passes, draw_prior
+from cspipe.headtrain.batches import Pools, draw_passes, draw_prior, draw_views
 
 
 @settings(max_examples=50, deadline=None)
@@ -56,3 +56,15 @@ def test_prior_draws_are_unbiased_where_the_batch_is_smaller_than_the_classes():
     drawn = draw_prior(prior, 2, torch.Generator().manual_seed(0), 20_000)
     share = torch.bincount(drawn.reshape(-1), minlength=4) / drawn.numel()
     torch.testing.assert_close(share, prior, rtol=0, atol=0.01)
+
+
+def test_a_row_is_drawn_itself_half_of_the_time_and_its_views_equally_often_else():
+    row_QB, generator = torch.arange(4000).view(10, 400), torch.Generator().manual_seed(0)
+    for views in (1, 4):
+        pools = Pools([], [], torch.empty(0), views)
+        drawn_QB = draw_views(row_QB, pools, 4000, generator)
+        assert torch.equal(drawn_QB % 4000, row_QB)
+        share = torch.bincount(drawn_QB.flatten() // 4000, minlength=views + 1) / 4000
+        expected = torch.tensor([0.5] + [0.5 / views] * views)
+        assert (share - expected).abs().max() < 0.03, share
+    assert draw_views(row_QB, Pools([], [], torch.empty(0)), 4000, generator) is row_QB
