@@ -131,7 +131,7 @@ def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: i
 def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator) -> Tensor:
     """For each row itself, half of the time, or one of its views; the rows where there are none.
 
-    What is judged is no view: with four of them and 1,000 labels half is .2 points better than a fifth (MNIST, dev rows).
+    What is judged is no view: with four and 1,000 labels half is .2 points better than a fifth (MNIST, dev rows).
     """
     if not pools.views:
         return row_QB
