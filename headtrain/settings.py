@@ -30,7 +30,7 @@ and .859; of 4,000 batches of 384 and 128 .882 and .890; of 8,000 (ViT-S/14) bat
 """
 
 VOTERS = 3
-"""Supervised heads of each standardisation that vote where clusters tell nothing."""
+"""Supervised heads that vote where clusters tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class HeadSettings:
             holds augmented views, what is mixed is for each row itself or, half of the time, one of its views.
         mix_temperature: below 1 it sharpens the contents that L_mix follows; 1 leaves them.
         voters: L_mix follows the mean content of so many supervised heads in place of the head's own, see `polled`; 0
-            follows its own. With `anchors` as many again see the tokens that are standardised with them, and the head
-            itself does without.
+            follows its own. With `anchors` it is they who see tokens standardised so, and the head does without.
         cluster_terms: `measured` uses `anchors` where labelled rows tell that it helps, and `voters` alone where they
             do not bear out that rows which lie together are of one class, as D_c and L_mix on a head's own content take
             for granted, see `clusters`; `always` does not look.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from cspipe.headtrain.allocator import freed_memory_kept
 from cspipe.headtrain.batches import Batch, Pools, draw_batches, gather, head_generators
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critic_losses, objective, total
@@ -101,19 +102,20 @@ def train_heads(
     watch = Watch(stack, [generator] if critic is None else [generator, critic])
     of = compiled(objective) if settings.compile else objective
     averaged = Averaged(stack, settings)
-    for step in range(1, settings.steps + 1):
-        if before_step:
-            before_step()
-        terms = train_step(stack, table_TP, label_T, pools, settings, next(batches), generator, critic, of=of)
-        schedule.step()
-        sums = {name: sums[name] + value if name in sums else value for name, value in terms.items()}
-        if step % every == 0:
-            means = {name: value / every for name, value in sums.items()}
-            history.append(means | {"step": torch.tensor(step), "restarts": watch.look(means).clone()})
-            sums = {}
-            if on_step:
-                on_step(step)
-        averaged.look(step)
+    with freed_memory_kept(table_TP.device):
+        for step in range(1, settings.steps + 1):
+            if before_step:
+                before_step()
+            terms = train_step(stack, table_TP, label_T, pools, settings, next(batches), generator, critic, of=of)
+            schedule.step()
+            sums = {name: sums[name] + value if name in sums else value for name, value in terms.items()}
+            if step % every == 0:
+                means = {name: value / every for name, value in sums.items()}
+                history.append(means | {"step": torch.tensor(step), "restarts": watch.look(means).clone()})
+                sums = {}
+                if on_step:
+                    on_step(step)
+            averaged.look(step)
     averaged.put_back()
     stack.eval()
     return history
