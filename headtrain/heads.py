@@ -180,12 +180,12 @@ def polled(
         for head in asked:
             known_V = torch.from_numpy(np.isin(pool[places], tasks[head].labelled))
             vote_HVK[head, : len(places)][known_V.to(device)] = one_hot(label_V[known_V], classes).to(vote_HVK)
-    offsets = np.cumsum([0, *map(len, rows)]).tolist()
-    seen = [torch.from_numpy(places + first).to(device) for places, first in zip(drawn, offsets, strict=False)]
-    place_T = torch.zeros(offsets[-1], dtype=torch.int64, device=device)
+    place_T = torch.zeros_like(table.label_T)
+    places_V = [torch.from_numpy(places).to(device) for places in drawn]
+    seen = [own[places_V[number]] for own, number in zip(table.unlabelled, group, strict=True)]
     for row_V in seen:
         place_T[row_V] = torch.arange(len(row_V), device=device)
-    return replace(table, unlabelled=[seen[number] for number in group], votes=Votes(vote_HVK, place_T))
+    return replace(table, unlabelled=seen, votes=Votes(vote_HVK, place_T))
 
 
 def fit_voters(
