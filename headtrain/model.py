@@ -5,7 +5,7 @@ A stack of one head is an ordinary head: the same code serves the study of hundr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -35,9 +35,9 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(draw(wide_in))
         self.bias = nn.Parameter(draw(1), requires_grad=learn_bias)
 
-    def forward(self, x_HBI: Tensor) -> Tensor:
-        """One batched product."""
-        return torch.baddbmm(self.bias, x_HBI, self.weight)
+    def forward(self, x_HBI: Tensor, outputs: int | None = None) -> Tensor:
+        """One batched product; with `outputs` only so many of what comes out, the first."""
+        return torch.baddbmm(self.bias[..., :outputs], x_HBI, self.weight[..., :outputs])
 
 
 class StackedBatchNorm(nn.Module):
@@ -121,24 +121,33 @@ class ContentStyle(nn.Module):
             {name: discriminator(wide_in[name], wide, generators) for name, wide in critics.items()}
         )
 
-    def encode(
-        self, token_HXP: Tensor, share_HB1: Tensor | None = None, *, kept: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Content logits `(H, X, K)` and style `(H, X, S)`; the style is deterministic.
+    def encode(self, token_HXP: Tensor) -> tuple[Tensor, Tensor]:
+        """Content logits `(H, X, K)` and style `(H, X, S)`; the style is deterministic."""
+        return self.code_of(self.through(self.encoder[0], token_HXP))
 
-        With shares the code is that of the first `kept` rows (default: all), then of the last B rows mixed, each with
-        the one before it. The first layer is linear, so its values are mixed in place of the tokens: the same to
-        rounding, and rows that are encoded anyway are mixed without a product. Mixed rows then go their own way, which
-        spares a copy of everything, but for a batch norm: its statistics are those of all rows.
+    def encode_with_mixes(self, token_HXP: Tensor, share_HB1: Tensor, *, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Content logits and style of the first `kept` rows, and the logits `(H, B, K)` of the last B rows mixed.
+
+        Each of these keeps its share and takes the rest from the one before it. The first layer is linear, so its
+        values are mixed in place of the tokens: the same to rounding, and rows that are encoded anyway are mixed
+        without a product. Mixed rows then go their own way, which spares a copy of everything and their style, but for
+        a batch norm: its statistics are those of all rows.
         """
         hidden_HXF = self.through(self.encoder[0], token_HXP)
-        parts = [hidden_HXF]
-        if share_HB1 is not None:
-            parts = [hidden_HXF[:, :kept], mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)]
-            if self.norm == "batch":
-                parts = [torch.cat(parts, 1)]
-        code = torch.cat([self.through(self.encoder[1:], part) for part in parts], 1)
-        return code[..., : self.classes], code[..., self.classes :]
+        mixed_HBF = mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)
+        if kept < hidden_HXF.shape[1]:
+            hidden_HXF = hidden_HXF[:, :kept]
+        if self.norm == "batch":
+            logits_HXK, style_HXS = self.code_of(torch.cat([hidden_HXF, mixed_HBF], 1))
+            return logits_HXK[:, :kept], style_HXS[:, :kept], logits_HXK[:, kept:]
+        norm, activation, last = self.encoder[1:]
+        content_HBK = self.through(lambda hidden: last(activation(norm(hidden)), self.classes), mixed_HBF)
+        return *self.code_of(hidden_HXF), content_HBK
+
+    def code_of(self, hidden_HXF: Tensor) -> tuple[Tensor, Tensor]:
+        """Content logits and style of what the encoder's first layer gave."""
+        logits_HXK, style_HXS = self.through(self.encoder[1:], hidden_HXF).split([self.classes, self.style], -1)
+        return logits_HXK, style_HXS
 
     def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:
         """Rebuilt token `(H, B, P)` from class probabilities and style."""
@@ -148,11 +157,11 @@ class ContentStyle(nn.Module):
         """The named discriminator's logits `(H, B)`, an estimate of log prior/model."""
         return self.through(self.critics[critic], sample_HBX).squeeze(-1)
 
-    def through(self, network: nn.Module, x_HBI: Tensor) -> Tensor:
+    def through(self, network: Callable[[Tensor], Tensor], x_HBI: Tensor) -> Tensor:
         """What a network gives, its products in bf16 where the stack trains so."""
         half = self.training and self.precision == "bf16"
         with torch.autocast(x_HBI.device.type, torch.bfloat16) if half else nullcontext():
-            out: Tensor = network(x_HBI)
+            out = network(x_HBI)
         return out.to(x_HBI.dtype)
 
     def generator_parameters(self) -> list[nn.Parameter]:

@@ -49,13 +49,19 @@ def objective(
         `(H, R)` of the rebuilt ones, still attached.
     """
     known = label_HL.shape[1]
-    end = token_HXP.shape[1] if share_HB1 is None else known + share_HB1.shape[1]
-    logits_HXK, style_HXS = stack.encode(token_HXP, share_HB1, kept=end)
-    terms = {"L_c": losses.content_cross_entropy(logits_LK=logits_HXK[:, :known], label_L=label_HL)}
+    mixed_HBK: Tensor | None = None
+    if share_HB1 is None:
+        logits_HXK, style_HXS = stack.encode(token_HXP)
+    else:
+        logits_HXK, style_HXS, mixed_HBK = stack.encode_with_mixes(
+            token_HXP, share_HB1, kept=known + share_HB1.shape[1]
+        )
+    known_HLK, logits_HBK = logits_HXK.split([known, logits_HXK.shape[1] - known], 1)
+    terms = {"L_c": losses.content_cross_entropy(logits_LK=known_HLK, label_L=label_HL)}
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
         return terms, judged
-    logits_HBK, style_HBS, token_HBP = (part[:, known:end] for part in (logits_HXK, style_HXS, token_HXP))
+    style_HBS, token_HBP = style_HXS[:, known:], token_HXP[:, known : logits_HXK.shape[1]]
     content_HBK = logits_HBK.softmax(-1)
     shown = {"content": content_HBK, "style": style_HBS}
     if settings.lambda_y or settings.lambda_yy:
@@ -63,12 +69,10 @@ def objective(
         some = slice(settings.rebuilt_batch or None)
         rebuilt_HRX = stack.decode(content_HBK[:, some], style_HBS[:, some])
         terms["L_y"], shown["token"] = reconstruction(rebuilt_HRX, real_HBX[:, some], pixels=image_HBI is not None)
-    if share_HB1 is not None:
+    if mixed_HBK is not None and share_HB1 is not None:
         given_HBK = content_HBK.detach() if vote_HBK is None else vote_HBK
         followed_HBK = losses.sharpened(content_BK=given_HBK, temperature=settings.mix_temperature)
-        terms["L_mix"] = losses.interpolation(
-            logits_BK=logits_HXK[:, end:], content_BK=followed_HBK, share_B1=share_HB1
-        )
+        terms["L_mix"] = losses.interpolation(logits_BK=mixed_HBK, content_BK=followed_HBK, share_B1=share_HB1)
     terms["content_entropy"] = losses.content_entropy(logits_BK=logits_HBK)
     terms["content_kl"] = losses.content_marginal_kl(logits_BK=logits_HBK, prior_K=prior_HK)
     if settings.lambda_c and settings.content_term == "entropy":
