@@ -161,9 +161,9 @@ def draw_batches(
             known = draw_passes(labels, ahead * settings.labelled_batch, generator).view(ahead, -1)
             labelled = draw_views(known, pools, clean_rows, generator)
             unlabelled = draw_passes(pool, ahead * rows, generator).view(ahead, rows)
-            view = draw_views(unlabelled, pools, clean_rows, generator)
+            views = [draw_views(unlabelled, pools, clean_rows, generator)] if pools.views else []
             share = torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype)
-            parts.append((labelled, unlabelled, view, share))
+            parts.append((labelled, unlabelled, share, *views))
             if compares:
                 prior = draw_prior(pools.prior_HK[head], rows, generator, ahead)
                 style = torch.randn(ahead, rows, settings.style, generator=generator, device=pool.device, dtype=dtype)
@@ -172,8 +172,8 @@ def draw_batches(
         real = [torch.stack(part, 1) for part in zip(*reals, strict=True)]
         for step in range(ahead):
             now = Real(*(part[step] for part in real)) if real else None
-            labelled, unlabelled, view, share = (part[step] for part in drawn)
-            yield Batch(labelled, unlabelled, view if pools.views else None, share, now)
+            labelled, unlabelled, share, *view = (part[step] for part in drawn)
+            yield Batch(labelled, unlabelled, view[0] if view else None, share, now)
 
 
 def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 
 class RowCosine(Function):
-    """Cosine of the angle between rows, `(..., B, D)` twice -> `(..., B)`; 0 where the norms' product is below `tiny`."""
+    """Cosine of the angle between rows, `(..., B, D)` twice -> `(..., B)`; norms count `tiny` at least, multiplied."""
 
     @staticmethod
     def forward(ctx: Any, one_BD: Tensor, other_BD: Tensor, tiny: float) -> Tensor:  # noqa: ANN401
@@ -19,7 +19,7 @@ class RowCosine(Function):
         norm_B, other_norm_B = (torch.linalg.vector_norm(rows, dim=-1) for rows in (one_BD, other_BD))
         product_B = norm_B * other_norm_B
         inverse_B = product_B.clamp_min(tiny).reciprocal()
-        cosine_B = torch.linalg.vecdot(one_BD, other_BD) * inverse_B
+        cosine_B: Tensor = torch.linalg.vecdot(one_BD, other_BD) * inverse_B
         inside_B = cosine_B * (product_B > tiny)
         ctx.save_for_backward(one_BD, other_BD, norm_B, other_norm_B, inverse_B, inside_B)
         return cosine_B
@@ -32,7 +32,8 @@ class RowCosine(Function):
 
         def towards(own_BD: Tensor, facing_BD: Tensor, facing_norm_B: Tensor) -> Tensor:
             along_B1 = -across_B1 * (inside_B * facing_norm_B.square() * inverse_B).unsqueeze(-1)
-            return (own_BD * along_B1).addcmul_(facing_BD, across_B1)
+            gradient_BD: Tensor = own_BD * along_B1
+            return gradient_BD.addcmul_(facing_BD, across_B1)
 
         return (
             towards(one_BD, other_BD, other_norm_B) if ctx.needs_input_grad[0] else None,

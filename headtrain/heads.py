@@ -167,7 +167,10 @@ def polled(
     device = table.table_TP.device
     rows, group = group_tasks(tasks)
     drawn = [np.sort(np.random.default_rng(0).permutation(len(pool))[:VOTED_ROWS]) for pool in rows]
-    voters = fit_voters(token_ND, label_N, view_VND, tasks, settings, classes, device)
+    alone = replace(settings.without_clusters(), steps=min(settings.steps, VOTERS_STEPS), compile=False)
+    voters = fit_several(
+        settings.voters, token_ND, label_N, tasks, alone, classes=classes, view_VND=view_VND, device=device
+    )
     vote_HVK = torch.zeros(len(tasks), max(map(len, drawn)), classes, dtype=torch.float16, device=device)
     for number, (pool, places) in enumerate(zip(rows, drawn, strict=True)):
         asked = [head for head, of in enumerate(group) if of == number]
@@ -188,18 +191,18 @@ def polled(
     return replace(table, unlabelled=seen, votes=Votes(vote_HVK, place_T))
 
 
-def fit_voters(
-    token_ND: Tensor,
+def fit_several(
+    number: int,
+    token_ND: Tokens,
     label_N: Tensor,
-    view_VND: Sequence[Tensor],
     tasks: Sequence[HeadTask],
     settings: HeadSettings,
+    *,
     classes: int,
-    device: torch.device | str,
+    view_VND: Sequence[Tokens] = (),
+    device: torch.device | str = "cpu",
 ) -> list[list[Head]]:
-    """Supervised heads of each task, see `polled`."""
-    steps, voters = min(settings.steps, VOTERS_STEPS), settings.voters
-    alone = replace(settings.without_clusters(), steps=steps, compile=False)
-    several = [replace(task, seed=task.seed * voters + number) for task in tasks for number in range(voters)]
-    fit = fit_heads(token_ND, label_N, several, alone, classes=classes, view_VND=view_VND, device=device)
-    return [fit.heads[first : first + voters] for first in range(0, len(several), voters)]
+    """So many heads of each task, which differ in their weights and batches; for the rest see `fit_heads`."""
+    several = [replace(task, seed=task.seed * number + which) for task in tasks for which in range(number)]
+    fit = fit_heads(token_ND, label_N, several, settings, classes=classes, view_VND=view_VND, device=device)
+    return [fit.heads[first : first + number] for first in range(0, len(several), number)]

@@ -146,7 +146,8 @@ class ContentStyle(nn.Module):
 
     def code_of(self, hidden_HXF: Tensor) -> tuple[Tensor, Tensor]:
         """Content logits and style of what the encoder's first layer gave."""
-        logits_HXK, style_HXS = self.through(self.encoder[1:], hidden_HXF).split([self.classes, self.style], -1)
+        code_HXC = self.through(self.encoder[1:], hidden_HXF)
+        logits_HXK, style_HXS = torch.split(code_HXC, [self.classes, self.style], -1)
         return logits_HXK, style_HXS
 
     def decode(self, content_HBK: Tensor, style_HBS: Tensor) -> Tensor:

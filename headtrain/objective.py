@@ -56,7 +56,7 @@ def objective(
         logits_HXK, style_HXS, mixed_HBK = stack.encode_with_mixes(
             token_HXP, share_HB1, kept=known + share_HB1.shape[1]
         )
-    known_HLK, logits_HBK = logits_HXK.split([known, logits_HXK.shape[1] - known], 1)
+    known_HLK, logits_HBK = torch.split(logits_HXK, [known, logits_HXK.shape[1] - known], 1)
     terms = {"L_c": losses.content_cross_entropy(logits_LK=known_HLK, label_L=label_HL)}
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:

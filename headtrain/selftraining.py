@@ -5,6 +5,7 @@ Legend: `N` rows that may be looked at, `L` labelled rows, `K` classes, `P` proj
 
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from cspipe.headtrain.batches import Pools, draw_batches, head_generators
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.given import Floats, Given
-from cspipe.headtrain.heads import Head, fit_heads
+from cspipe.headtrain.heads import Head, fit_several
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.settings import HeadSettings, method_settings
 from cspipe.headtrain.tasks import HeadTask
@@ -44,10 +45,10 @@ def fit_teachers(given: Given, settings: HeadSettings) -> list[Head]:
     stored_ND = given.rows.stored_ND
     label_N = torch.full((len(stored_ND),), -1)
     label_N[torch.from_numpy(given.at_L)] = torch.from_numpy(given.label_L)
-    every = torch.arange(len(stored_ND)).numpy()
-    tasks = [HeadTask(given.at_L, every, given.seed * TEACHERS + number) for number in range(TEACHERS)]
-    fit = fit_heads(stored_ND, label_N, tasks, settings, classes=given.classes, device=given.rows.device)
-    return fit.heads
+    task = HeadTask(given.at_L, np.arange(len(stored_ND)), given.seed)
+    return fit_several(TEACHERS, stored_ND, label_N, [task], settings, classes=given.classes, device=given.rows.device)[
+        0
+    ]
 
 
 def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSettings) -> Head:

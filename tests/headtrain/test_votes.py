@@ -72,8 +72,8 @@ def test_votes_are_the_voters_mean_and_a_labelled_row_has_its_class(rows, voted,
     token_ND, label_N = rows
     settings = replace(voted, anchors=anchors)
     made = []
-    fit_voters = heads.fit_voters
-    monkeypatch.setattr(heads, "fit_voters", lambda *a: made.append(fit_voters(*a)) or made[-1])
+    fit_several = heads.fit_several
+    monkeypatch.setattr(heads, "fit_several", lambda *a, **k: made.append(fit_several(*a, **k)) or made[-1])
     fit = fit_heads(token_ND, label_N, TASKS, settings, classes=CLASSES)
     (table,), voters = seen[1], made[0]
     assert [len(own) for own in voters] == [2] * 3
