@@ -120,6 +120,15 @@ def test_reconstruction_is_0_for_parallel_1_for_orthogonal_and_2_for_antiparalle
     assert mixed.item() == pytest.approx(1 - 1 / math.sqrt(2), abs=1e-6)
 
 
+def test_reconstruction_of_a_token_of_zeros_is_1_and_pulls_nowhere():
+    token = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    rebuilt = torch.tensor([[1.0, 2.0], [0.0, 1.0]], requires_grad=True)
+    value = losses.token_reconstruction(token_BD=token, rebuilt_BD=rebuilt)
+    assert value.item() == pytest.approx((1 + 0.2) / 2)
+    (gradient,) = torch.autograd.grad(value, rebuilt)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [-0.3, 0.0]]))
+
+
 def test_reconstruction_refuses_tokens_of_two_shapes_and_names_them():
     with pytest.raises(SettingError, match=r"two tensors of one shape; it was given \(2, 3\) and \(2, 4\)"):
         losses.token_reconstruction(token_BD=torch.zeros(2, 3), rebuilt_BD=torch.zeros(2, 4))
