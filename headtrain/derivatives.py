@@ -1,5 +1,7 @@
 """Derivatives of two terms in closed form: fewer passes over the rows than following each operation backward.
 
+A second derivative is refused: what they keep of the way forward would count as constant.
+
 Legend: `B` rows, `D` token width, `S` style, `...` any leading axes.
 """
 
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 class RowCosine(Function):
@@ -25,6 +28,7 @@ class RowCosine(Function):
         return cosine_B
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN401
         """y / (|x| |y|) - cos x / |x|^2, and the like for y."""
         one_BD, other_BD, norm_B, other_norm_B, inverse_B, inside_B = ctx.saved_tensors
@@ -64,6 +68,7 @@ class GaussianKl(Function):
         return divergence
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         """(centred (I - inverse covariance) + mean) / rows."""
         centred_BS, mean_1S, factor_SS, unit_SS = ctx.saved_tensors

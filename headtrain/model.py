@@ -135,7 +135,7 @@ class ContentStyle(nn.Module):
         """
         hidden_HXF = self.through(self.encoder[0], token_HXP)
         mixed_HBF = mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)
-        if kept < hidden_HXF.shape[1]:
+        if kept < hidden_HXF.shape[1]:  # a slice of everything would be copied on the way back
             hidden_HXF = hidden_HXF[:, :kept]
         if self.norm == "batch":
             logits_HXK, style_HXS = self.code_of(torch.cat([hidden_HXF, mixed_HBF], 1))

@@ -46,9 +46,10 @@ def fit_teachers(given: Given, settings: HeadSettings) -> list[Head]:
     label_N = torch.full((len(stored_ND),), -1)
     label_N[torch.from_numpy(given.at_L)] = torch.from_numpy(given.label_L)
     task = HeadTask(given.at_L, np.arange(len(stored_ND)), given.seed)
-    return fit_several(TEACHERS, stored_ND, label_N, [task], settings, classes=given.classes, device=given.rows.device)[
-        0
-    ]
+    (teachers,) = fit_several(
+        TEACHERS, stored_ND, label_N, [task], settings, classes=given.classes, device=given.rows.device
+    )
+    return teachers
 
 
 def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSettings) -> Head:
