@@ -110,29 +110,30 @@ class Sample:
     Attributes:
         row_N: their numbers.
         token_ND: their tokens, as stored.
-        floor: `scale_floor` of the heads.
+        scale_floor: of the heads. power: likewise.
         anchors: how many statistics of the neighbourhood are kept at; 0 does not look at the neighbourhood.
     """
 
     row_N: Ints
     token_ND: Tensor
-    floor: float
+    scale_floor: float
+    power: float
     anchors: int
 
     @cached_property
     def plain(self) -> Projection:
         """Tokens standardised with the statistics of all of them."""
-        return fit_projection(self.token_ND, 0, scale_floor=self.floor)
+        return fit_projection(self.token_ND, 0, scale_floor=self.scale_floor, power=self.power)
 
     @cached_property
     def near(self) -> Projection | None:
         """Tokens standardised with the statistics of their neighbourhood; None where it is not looked at."""
         if len(anchor_rows(len(self.token_ND), self.anchors)) == 0:
             return None
-        return fit_projection(self.token_ND, 0, scale_floor=self.floor, anchors=self.anchors)
+        return fit_projection(self.token_ND, 0, scale_floor=self.scale_floor, power=self.power, anchors=self.anchors)
 
 
-def draw_sample(tokens: Tokens, unlabelled: Ints, *, floor: float) -> Sample:
+def draw_sample(tokens: Tokens, unlabelled: Ints, settings: HeadSettings) -> Sample:
     """Some of the rows `unlabelled` of `tokens` `(N, D)`.
 
     Of tokens that stay in their store it is fewer, and their neighbourhood is not looked at: both take memory, which
@@ -141,7 +142,8 @@ def draw_sample(tokens: Tokens, unlabelled: Ints, *, floor: float) -> Sample:
     resident = isinstance(tokens, Tensor)
     row_N = np.random.default_rng(0).permutation(unlabelled)[: SAMPLE if resident else STREAMED_SAMPLE]
     row_N.sort()
-    return Sample(row_N, tokens[torch.from_numpy(row_N)], floor, ANCHORS if resident else 0)
+    token_ND = tokens[torch.from_numpy(row_N)]
+    return Sample(row_N, token_ND, settings.scale_floor, settings.power, ANCHORS if resident else 0)
 
 
 def look_at_rows(

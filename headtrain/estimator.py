@@ -59,8 +59,8 @@ class ContentStyleClassifier(
     `classes_`.
 
     Args:
-        components, scale_floor, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y, lambda_yy,
-            lambda_mix, mix_temperature, cluster_terms, entropy_weight, prior, prior_given, steps, batch,
+        components, scale_floor, power, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y,
+            lambda_yy, lambda_mix, mix_temperature, cluster_terms, entropy_weight, prior, prior_given, steps, batch,
             labelled_batch, rebuilt_batch, lr, lr_end, averaged: see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
@@ -102,6 +102,7 @@ class ContentStyleClassifier(
         *,
         components: int = HeadSettings.components,
         scale_floor: float = HeadSettings.scale_floor,
+        power: float = HeadSettings.power,
         hidden: int = HeadSettings.hidden,
         style: int = HeadSettings.style,
         content_term: ContentTerm = HeadSettings.content_term,
@@ -127,7 +128,8 @@ class ContentStyleClassifier(
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:
-        self.components, self.scale_floor, self.hidden, self.style = components, scale_floor, hidden, style
+        self.components, self.scale_floor, self.power = components, scale_floor, power
+        self.hidden, self.style = hidden, style
         self.content_term, self.style_term, self.entropy_weight = content_term, style_term, entropy_weight
         self.lambda_mix, self.mix_temperature, self.cluster_terms = lambda_mix, mix_temperature, cluster_terms
         self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy = lambda_c, lambda_s, lambda_y, lambda_yy
@@ -282,7 +284,7 @@ def settings_for(
     """The settings, or what the labelled rows bear out of them."""
     if not settings.asks_for_clusters:
         return settings
-    sample = draw_sample(rows, task.unlabelled, floor=settings.scale_floor)
+    sample = draw_sample(rows, task.unlabelled, settings)
     found = look_at_rows(
         rows, sample, task.labelled, label_L, settings, classes=classes, prior_K=task.prior_K, device=device
     )

@@ -17,6 +17,7 @@ from cspipe.headtrain.heads import Head
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.neighbourhood import Neighbourhood
 from cspipe.headtrain.objective import critics_in_use
+from cspipe.headtrain.power import PowerTransform
 from cspipe.headtrain.projection import Projection
 from cspipe.headtrain.settings import HeadSettings
 from cspipe.store.errors import MismatchError, MissingDataError
@@ -25,6 +26,9 @@ FORMAT = 2
 AROUND = "projection.around."
 BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0, "norm": "batch"}
 """What heads of format 1 did, before these were settings."""
+
+BEFORE_POWER = {"power": 1.0}
+"""What heads did before this was a setting."""
 
 
 def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: Mapping[str, Any]) -> None:
@@ -43,6 +47,8 @@ def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: 
     }
     if head.projection.basis_DP is not None:
         tensors["projection.basis"] = head.projection.basis_DP.cpu().contiguous()
+    if head.projection.raised is not None:
+        tensors["projection.offset"] = head.projection.raised.offset_D.cpu()
     if head.projection.around is not None:
         around = vars(head.projection.around.to("cpu"))
         tensors |= {f"{AROUND}{name}": value.contiguous() for name, value in around.items()}
@@ -98,7 +104,7 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
 
 def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
     """A head from what its file says and holds."""
-    told = BEFORE_2 | facts["settings"] if facts["format"] == 1 else facts["settings"]
+    told = BEFORE_POWER | (BEFORE_2 if facts["format"] == 1 else {}) | facts["settings"]
     settings = HeadSettings(**told | {"prior_given": tuple(told["prior_given"])})
     stack = ContentStyle(
         width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,
@@ -110,5 +116,6 @@ def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: tor
     projection = Projection(
         tensors["projection.mean"], tensors["projection.scale"], tensors.get("projection.basis"),
         Neighbourhood(**around) if around else None,
+        PowerTransform(tensors["projection.offset"], settings.power) if "projection.offset" in tensors else None,
     )  # fmt: skip
     return Head(stack.to(device).eval(), projection.to(device), settings)

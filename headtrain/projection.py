@@ -1,4 +1,4 @@
-"""Tokens made ready for a head: standardised with the unlabelled rows' statistics, then projected once.
+"""Tokens made ready for a head: raised to a power, standardised with the unlabelled rows' statistics, projected once.
 
 Legend: `N` rows, `D` token width, `P` projected width.
 """
@@ -13,6 +13,7 @@ from scipy import linalg
 from torch import Tensor
 
 from cspipe.headtrain.neighbourhood import DIRECTIONS, Neighbourhood, anchor_rows, fit_neighbourhood
+from cspipe.headtrain.power import PowerTransform, fit_power
 from cspipe.store.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -23,21 +24,23 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Projection:
-    """(token - mean) / scale, once more with its neighbourhood's where asked, then the first P principal components.
+    """(raised token - mean) / scale, once more with its neighbourhood's where asked, then P principal components.
 
     It is kept with the head.
 
     Attributes:
-        mean_D: mean of the rows it was fitted on.
+        mean_D: mean of the rows it was fitted on, after `raised`.
         scale_D: their deviation with a floor, see `fit_projection`.
         basis_DP: orthonormal principal directions of the standardised rows, or None to keep all D.
         around: statistics of the neighbourhood of a standardised row, or None.
+        raised: what is done to rectified dimensions, or None where there are none.
     """
 
     mean_D: Tensor
     scale_D: Tensor
     basis_DP: Tensor | None
     around: Neighbourhood | None = None
+    raised: PowerTransform | None = None
 
     def __call__(self, token_ND: Tensor) -> Tensor:
         """`(..., N, D)` of any float type -> `(..., N, P)` fp32 (float64 stays float64); differentiable.
@@ -50,7 +53,8 @@ class Projection:
                 f"this head expects tokens {len(self.mean_D)} wide, but was given {token_ND.shape[-1]}. Use the "
                 "store of the backbone that it was trained on."
             )
-        standard_ND = (token_ND.to(self.mean_D.dtype) - self.mean_D) / self.scale_D
+        token_ND = token_ND.to(self.mean_D.dtype)
+        standard_ND = ((token_ND if self.raised is None else self.raised(token_ND)) - self.mean_D) / self.scale_D
         if self.around is not None:
             standard_ND = self.around(standard_ND)
         return standard_ND if self.basis_DP is None else standard_ND @ self.basis_DP
@@ -68,7 +72,8 @@ class Projection:
         """The same on another device or in another float type."""
         basis_DP = None if self.basis_DP is None else self.basis_DP.to(place)
         around = None if self.around is None else self.around.to(place)
-        return Projection(self.mean_D.to(place), self.scale_D.to(place), basis_DP, around)
+        raised = None if self.raised is None else self.raised.to(place)
+        return Projection(self.mean_D.to(place), self.scale_D.to(place), basis_DP, around, raised)
 
     @property
     def width(self) -> int:
@@ -81,6 +86,7 @@ def fit_projection(
     components: int,
     *,
     scale_floor: float = 1.0,
+    power: float = 0.5,
     anchors: int = 0,
     device: torch.device | str = "cpu",
 ) -> Projection:
@@ -90,20 +96,28 @@ def fit_projection(
     (0) raises dimensions that are nearly dead to the weight of all others: a tenth of EfficientNet's are on MNIST,
     they are noise, and they explode on augmented or shifted images. A large floor leaves the scales alone.
 
+    Rectified dimensions are raised to a power first. Together they keep the variance that they had beside the others:
+    that decides between backbones that lie side by side.
+
     Args:
         token_ND: the rows, any float type, on any device; those that stay in their store are read chunk by chunk.
         components: P; 0, or D and more, keeps all D without a basis.
         scale_floor: share of the root mean square deviation that no dimension's scale falls below.
+        power: see `fit_power`; 1 raises nothing.
         anchors: rows that the statistics of neighbourhoods are kept at; 0, or rows too few, goes without them.
         device: where the projection will live.
     """
     width, numbers_A = token_ND.shape[1], anchor_rows(len(token_ND), anchors)
-    mean_D, covariance_DD = moments(stored_blocks(token_ND, device), width, device)
+    raised, before_D = fit_power(stored_blocks(token_ND, device), width, power, device)
+    blocks = stored_blocks(token_ND, device)
+    mean_D, covariance_DD = moments(blocks if raised is None else map(raised, blocks), width, device)
     variance_D = covariance_DD.diagonal().clamp_min(0)
+    unit_D = torch.ones_like(variance_D) if raised is None else units(raised, before_D, variance_D)
+    variance_D = variance_D * unit_D.square()
     scale_D = (variance_D + scale_floor**2 * variance_D.mean()).sqrt()
-    scale_D = torch.where(scale_D > 1e-6, scale_D, torch.ones_like(scale_D))
+    scale_D = torch.where(scale_D > 1e-6, scale_D, torch.ones_like(scale_D)) / unit_D
     covariance_DD = covariance_DD / torch.outer(scale_D, scale_D)
-    projection = Projection(mean_D.float(), scale_D.float(), None)
+    projection = Projection(mean_D.float(), scale_D.float(), None, None, raised)
     keeps_all = components == 0 or components >= width
     if len(numbers_A):
         flat = projection
@@ -112,13 +126,21 @@ def fit_projection(
             lambda: map(flat, stored_blocks(token_ND, device)), query_DQ, flat.rows(token_ND[numbers_A]),
             scale_floor=scale_floor,
         )  # fmt: skip
-        projection = Projection(flat.mean_D, flat.scale_D, None, around)
+        projection = Projection(flat.mean_D, flat.scale_D, None, around, raised)
         if not keeps_all:
             covariance_DD = moments(map(projection, stored_blocks(token_ND, device)), width, device)[1]
     if keeps_all:
         return projection
     basis_DP = leading_directions(covariance_DD, components)
-    return Projection(projection.mean_D, projection.scale_D, basis_DP, projection.around)
+    return Projection(projection.mean_D, projection.scale_D, basis_DP, projection.around, raised)
+
+
+def units(raised: PowerTransform, before_D: Tensor, after_D: Tensor) -> Tensor:
+    """What raised dimensions are multiplied by, `(D,)`, so that their variances add up to what they were before."""
+    chosen_D = raised.offset_D.isfinite()
+    spread = after_D[chosen_D].sum()
+    unit = (before_D[chosen_D].sum() / spread).sqrt() if spread > 0 else torch.ones_like(spread)
+    return torch.where(chosen_D, unit, torch.ones_like(after_D))
 
 
 def stored_blocks(token_ND: "Tokens", device: torch.device | str) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from cspipe.store.errors import SettingError, unknown_name
 
@@ -41,6 +41,8 @@ class HeadSettings:
         components: principal components the scaled tokens are projected on; 0 keeps the token as it is.
         scale_floor: share of the tokens' root mean square deviation that no dimension's scale falls below; 0
             standardises fully, see `fit_projection`.
+        power: rectified dimensions of the tokens, never negative and near 0, are raised to it first, see `fit_power`; 1
+            leaves them.
         anchors: tokens are standardised once more with the statistics of their neighbourhood, which are kept at so
             many anchors, see `neighbourhood`; 0 goes without.
         hidden: width of the encoder's and the decoder's hidden layer.
@@ -80,6 +82,7 @@ class HeadSettings:
 
     components: Annotated[int, Ge(0)] = 512
     scale_floor: Weight = 1.0
+    power: Annotated[float, Gt(0), Le(1)] = 0.5
     anchors: Annotated[int, Ge(0)] = 0
     hidden: Count = 256
     norm: Norm = "layer"
@@ -167,8 +170,8 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style-paper": {
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
-        "cluster_terms": "always", "scale_floor": 0.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0, "batch": 256,
-        "rebuilt_batch": 0, "averaged": 0.0,
+        "cluster_terms": "always", "scale_floor": 0.0, "power": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+        "batch": 256, "rebuilt_batch": 0, "averaged": 0.0,
     },
     "supervised": LABELLED_ROWS_ALONE,
 })  # fmt: skip

@@ -173,7 +173,12 @@ def streamed_table(
     projected = min(settings.components or tokens.shape[1], tokens.shape[1])
     window = window_rows(tokens, len(known_L), projected, len(parts) - 1, settings)
     projection = fit_projection(
-        tokens, settings.components, scale_floor=settings.scale_floor, anchors=settings.anchors, device=device
+        tokens,
+        settings.components,
+        scale_floor=settings.scale_floor,
+        power=settings.power,
+        anchors=settings.anchors,
+        device=device,
     )
     table_VTP = torch.empty(len(parts), len(known_L) + window, projection.width, device=device)
     for view, part in enumerate(parts):

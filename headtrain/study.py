@@ -105,7 +105,7 @@ class Memory:
         rows: of the trial at hand, with their graph of nearest neighbours.
         answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
         priors: class priors, by their kind and labelled rows.
-        samples: of rows that may be looked at, by their scale and the rows held out; the last one alone.
+        samples: of rows that may be looked at, by their scale, power and the rows held out; the last one alone.
         findings: what `look_at_rows` found, by the settings and labelled rows.
     """
 
@@ -187,14 +187,14 @@ class Study:
     def found(self, settings: HeadSettings, trial: Trial) -> Findings:
         """How the trial's rows lie, by its own labelled rows."""
         labelled_bytes, judged_bytes = rows_of(trial)
-        sample = (settings.scale_floor, judged_bytes)
+        sample = (settings.scale_floor, settings.power, judged_bytes)
         key = (settings, labelled_bytes, judged_bytes)
         tokens = self.rows.token_ND
         if key not in self.memory.findings:
             label_L = self.rows.label_N[trial.labelled]
             if sample not in self.memory.samples:
                 self.memory.samples.clear()  # of another fold: its tokens take room
-                self.memory.samples[sample] = draw_sample(tokens, trial.unlabelled, floor=settings.scale_floor)
+                self.memory.samples[sample] = draw_sample(tokens, trial.unlabelled, settings)
 
             def told(step: int) -> None:
                 if self.on_progress:

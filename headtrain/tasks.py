@@ -87,7 +87,12 @@ def resident_table(
         whole, at = len(rows) == len(token_ND), torch.from_numpy(rows)
         pool_ND = token_ND if whole else token_ND[at]
         projection = fit_projection(
-            pool_ND, settings.components, scale_floor=settings.scale_floor, anchors=settings.anchors, device=device
+            pool_ND,
+            settings.components,
+            scale_floor=settings.scale_floor,
+            power=settings.power,
+            anchors=settings.anchors,
+            device=device,
         )
         if not projections:
             table_TP = torch.empty(starts[-1] * (1 + len(view_VND)), projection.width, device=device)

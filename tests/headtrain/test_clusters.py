@@ -31,7 +31,7 @@ def tokens(seed, *, together, rows=400):
 def looked_at(token_ND, label_N, labels=60, **changes):
     """What is found with the first rows labelled."""
     at, tokens_ND = np.arange(labels), torch.from_numpy(token_ND)
-    sample = draw_sample(tokens_ND, np.arange(len(label_N)), floor=1.0)
+    sample = draw_sample(tokens_ND, np.arange(len(label_N)), HeadSettings())
     settings = HeadSettings(hidden=32, steps=60, batch=64, labelled_batch=32, **changes)
     return look_at_rows(tokens_ND, sample, at, label_N[at], settings, classes=CLASSES)
 

@@ -103,7 +103,7 @@ def test_principal_components_are_those_of_what_is_left():
 
 def looked_at(token_ND, label_N, settings):
     """What is found with 60 labelled rows."""
-    at, sample = np.arange(60), draw_sample(token_ND, np.arange(ROWS), floor=1.0)
+    at, sample = np.arange(60), draw_sample(token_ND, np.arange(ROWS), HeadSettings())
     return look_at_rows(token_ND, sample, at, label_N[at], settings, classes=CLASSES)
 
 
