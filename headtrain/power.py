@@ -46,7 +46,7 @@ class PowerTransform:
 
 def fit_power(
     blocks: Iterable[Tensor], width: int, power: float, device: torch.device | str
-) -> tuple[PowerTransform | None, Tensor]:
+) -> tuple[PowerTransform, Tensor] | None:
     """The transform that rows ask for, and the variance `(D,)` in float64 that dimensions have without it.
 
     Args:
@@ -56,19 +56,21 @@ def fit_power(
         device: where the rows are.
 
     Returns:
-        None where no dimension is rectified.
+        None where no dimension is rectified, or the power is 1.
     """
+    if power == 1:
+        return None
     rows, smallest_D = 0, torch.full((width,), torch.inf, device=device)
     total_D, square_D = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     for block_ND in blocks:
         rows += len(block_ND)
         smallest_D = torch.minimum(smallest_D, block_ND.amin(0))
-        total_D += block_ND.sum(0, dtype=torch.float64)
-        square_D += block_ND.double().square().sum(0)
+        total_D += block_ND.sum(0)
+        square_D += block_ND.square().sum(0)
     mean_D = total_D / rows
     variance_D = (square_D / rows - mean_D.square()).clamp_min(0)
     chosen_D = (smallest_D >= 0) & (smallest_D <= NEAR * mean_D) & (square_D > 0)
-    if power == 1 or not chosen_D.any():
-        return None, variance_D
+    if not chosen_D.any():
+        return None
     offset = OFFSET * (square_D[chosen_D].mean() / rows).sqrt().float()
     return PowerTransform(torch.where(chosen_D, offset, torch.inf), power), variance_D

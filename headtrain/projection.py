@@ -108,11 +108,11 @@ def fit_projection(
         device: where the projection will live.
     """
     width, numbers_A = token_ND.shape[1], anchor_rows(len(token_ND), anchors)
-    raised, before_D = fit_power(stored_blocks(token_ND, device), width, power, device)
-    blocks = stored_blocks(token_ND, device)
+    found = fit_power(stored_blocks(token_ND, device), width, power, device)
+    raised, blocks = None if found is None else found[0], stored_blocks(token_ND, device)
     mean_D, covariance_DD = moments(blocks if raised is None else map(raised, blocks), width, device)
     variance_D = covariance_DD.diagonal().clamp_min(0)
-    unit_D = torch.ones_like(variance_D) if raised is None else units(raised, before_D, variance_D)
+    unit_D = torch.ones_like(variance_D) if found is None else units(*found, variance_D)
     variance_D = variance_D * unit_D.square()
     scale_D = (variance_D + scale_floor**2 * variance_D.mean()).sqrt()
     scale_D = torch.where(scale_D > 1e-6, scale_D, torch.ones_like(scale_D)) / unit_D
