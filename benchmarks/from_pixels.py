@@ -50,7 +50,9 @@ DEV_ROWS = 10_000
 TIMED_ROWS, TIMED_PASSES = 12_800, 4
 """Images and passes of the training that is timed; the first pass decodes the images too."""
 
-FRESH: dict[str, Any] = {"components": 0, "cluster_terms": "always", "steps": 1, "views": 0, "lambda_yy": 10.0}
+FRESH: dict[str, Any] = {
+    "components": 0, "power": 1.0, "cluster_terms": "always", "steps": 1, "views": 0, "lambda_yy": 10.0,
+}  # fmt: skip
 """An untrained head on an affine map of the whole token; tokens of drawn weights tell nothing of clusters. Pixels'
 cross-entropies are smaller than tokens' cosines, hence the weight of L_y, chosen on dev rows."""
 PREDECESSOR = {
