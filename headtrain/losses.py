@@ -6,7 +6,7 @@
 |---------------|-----------------------------------------------------------------------------------|
 | L_c           | `content_cross_entropy`                                                           |
 | D_c           | `adversarial` on the content discriminator, or in closed form (ours):             |
-|               | `content_marginal_kl` plus a weight times `content_entropy`                       |
+|               | both parts of `content_divergence`, the entropy with a weight                     |
 | D_s           | `adversarial` on the style discriminator, `gaussian_kl` or `mmd`                  |
 | D_y           | `adversarial` on the token discriminator                                          |
 | L_y           | `token_reconstruction`; of pixels, as in the predecessor, `image_reconstruction`  |
@@ -17,11 +17,12 @@ Legend: `B` batch rows, `L` labelled rows, `K` classes, `D` token width, `...` a
 are trained at once). Every function averages over the rows and keeps the leading axes. Values are in nats.
 """
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from cspipe.headtrain.derivatives import GaussianKl, RowCosine
+from cspipe.headtrain.derivatives import ContentDivergence, GaussianKl, RowCosine, SoftCrossEntropy, mixed
 from cspipe.headtrain.settings import Estimator
 from cspipe.store.errors import SettingError
 
@@ -47,17 +48,25 @@ def content_cross_entropy(*, logits_LK: Tensor, label_L: Tensor) -> Tensor:
     return -log_content_LK.gather(-1, label_L.unsqueeze(-1)).squeeze(-1).mean(-1)
 
 
-def content_entropy(*, logits_BK: Tensor) -> Tensor:
-    """Mean entropy of the content given the image, `(..., B, K)` -> `(...)`, nats; 0 where every row is certain."""
-    log_content_BK = logits_BK.log_softmax(-1)
-    return -(log_content_BK.exp() * log_content_BK).sum(-1).mean(-1)
+class Content(NamedTuple):
+    """Content of some rows, and the two parts of D_c in closed form.
+
+    Attributes:
+        content_BK: class probabilities.
+        entropy: mean entropy of the content given the image, nats; 0 where every row is certain.
+        marginal_kl: KL(mean content || prior), nats; 0 where the mean content is the prior.
+    """
+
+    content_BK: Tensor
+    entropy: Tensor
+    marginal_kl: Tensor
 
 
-def content_marginal_kl(*, logits_BK: Tensor, prior_K: Tensor) -> Tensor:
-    """KL(mean content || prior), `(..., B, K)`, `(..., K)` -> `(...)`, nats.
+def content_divergence(*, logits_BK: Tensor, prior_K: Tensor) -> Content:
+    """D_c in closed form, in two parts, `(..., B, K)`, `(..., K)` -> content `(..., B, K)` and each part `(...)`.
 
-    With `content_entropy` it is D_c in closed form: both are 0 exactly where the content is one-hot and its mean is
-    the prior, which is where the paper's adversarial D_c is 0.
+    Both are 0 exactly where the content is one-hot and its mean is the prior, which is where the paper's adversarial
+    D_c is 0.
 
     Raises:
         SettingError: the prior has another number of classes than the content.
@@ -67,9 +76,7 @@ def content_marginal_kl(*, logits_BK: Tensor, prior_K: Tensor) -> Tensor:
             f"the class prior has {prior_K.shape[-1]} probabilities but the content has {logits_BK.shape[-1]} "
             "classes: give one probability a class."
         )
-    marginal_K = logits_BK.softmax(-1).mean(-2)
-    tiny = torch.finfo(marginal_K.dtype).tiny
-    return torch.xlogy(marginal_K, marginal_K / prior_K.clamp_min(tiny)).sum(-1)
+    return Content(*ContentDivergence.apply(logits_BK, prior_K))
 
 
 def adversarial(*, logit_B: Tensor, estimator: Estimator) -> Tensor:
@@ -197,10 +204,5 @@ def interpolation(*, logits_BK: Tensor, content_BK: Tensor, share_B1: Tensor) ->
             f"interpolation wants logits and content (..., B, K) and shares (..., B, 1); it was given "
             f"{tuple(logits_BK.shape)}, {tuple(content_BK.shape)} and {tuple(share_B1.shape)}."
         )
-    target_BK = mixed(content_BK.detach(), share_B1)
-    return -(target_BK * logits_BK.log_softmax(-1)).sum(-1).mean(-1)
-
-
-def mixed(rows_BX: Tensor, share_B1: Tensor) -> Tensor:
-    """`share` of each row and the rest of the row before it, `(..., B, X)`, `(..., B, 1)` -> `(..., B, X)`."""
-    return rows_BX.roll(1, -2).lerp(rows_BX, share_B1)
+    loss: Tensor = SoftCrossEntropy.apply(logits_BK, mixed(content_BK.detach(), share_B1))
+    return loss

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cspipe.headtrain.losses import mixed
+from cspipe.headtrain.derivatives import KeptAndMixed
 from cspipe.headtrain.settings import Norm, Precision
 
 
@@ -134,9 +134,7 @@ class ContentStyle(nn.Module):
         a batch norm: its statistics are those of all rows.
         """
         hidden_HXF = self.through(self.encoder[0], token_HXP)
-        mixed_HBF = mixed(hidden_HXF[:, -share_HB1.shape[1] :], share_HB1)
-        if kept < hidden_HXF.shape[1]:  # a slice of everything would be copied on the way back
-            hidden_HXF = hidden_HXF[:, :kept]
+        hidden_HXF, mixed_HBF = KeptAndMixed.apply(hidden_HXF, share_HB1, kept)
         if self.norm == "batch":
             logits_HXK, style_HXS = self.code_of(torch.cat([hidden_HXF, mixed_HBF], 1))
             return logits_HXK[:, :kept], style_HXS[:, :kept], logits_HXK[:, kept:]

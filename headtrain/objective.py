@@ -62,7 +62,7 @@ def objective(
     if not settings.semi_supervised:
         return terms, judged
     style_HBS, token_HBP = style_HXS[:, known:], token_HXP[:, known : logits_HXK.shape[1]]
-    content_HBK = logits_HBK.softmax(-1)
+    content_HBK, entropy, marginal_kl = losses.content_divergence(logits_BK=logits_HBK, prior_K=prior_HK)
     shown = {"content": content_HBK, "style": style_HBS}
     if settings.lambda_y or settings.lambda_yy:
         real_HBX = image_HBI if image_HBI is not None else token_HBP if target_HBP is None else target_HBP
@@ -73,10 +73,9 @@ def objective(
         given_HBK = content_HBK.detach() if vote_HBK is None else vote_HBK
         followed_HBK = losses.sharpened(content_BK=given_HBK, temperature=settings.mix_temperature)
         terms["L_mix"] = losses.interpolation(logits_BK=mixed_HBK, content_BK=followed_HBK, share_B1=share_HB1)
-    terms["content_entropy"] = losses.content_entropy(logits_BK=logits_HBK)
-    terms["content_kl"] = losses.content_marginal_kl(logits_BK=logits_HBK, prior_K=prior_HK)
+    terms |= {"content_entropy": entropy, "content_kl": marginal_kl}
     if settings.lambda_c and settings.content_term == "entropy":
-        terms["D_c"] = terms["content_kl"] + settings.entropy_weight * terms["content_entropy"]
+        terms["D_c"] = marginal_kl + settings.entropy_weight * entropy
     if settings.lambda_s and settings.style_term != "adversarial":
         terms["D_s"] = closed_form_style(style_HBS, prior_HBS, settings)
     for name in stack.critics:

@@ -167,13 +167,14 @@ class Watch:
     def look(self, terms: dict[str, Tensor]) -> Tensor:
         """Puts lost heads back and keeps the state of the others: restarts of each head so far, `(H,)`."""
         now = self.tensors()
-        before = [*self.good, *(torch.zeros_like(moment) for moment in now[len(self.good) :])]
+        self.good += [torch.zeros_like(moment) for moment in now[len(self.good) :]]
         fine = torch.stack([*(value.isfinite() for value in terms.values()),
                             *(tensor.flatten(1).sum(1).isfinite() for tensor in now)]).all(0)  # fmt: skip
-        for tensor, kept in zip(now, before, strict=True):
-            mask = fine.view(-1, *[1] * (tensor.ndim - 1))
-            tensor.copy_(torch.where(mask, tensor, kept))
-        self.good = [tensor.clone() for tensor in now]
+        nothing_lost = fine.device.type == "cpu" and bool(fine.all())  # other devices would be waited for
+        for tensor, kept in zip(now, self.good, strict=True):
+            if not nothing_lost:
+                tensor.copy_(torch.where(fine.view(-1, *[1] * (tensor.ndim - 1)), tensor, kept))
+            kept.copy_(tensor)
         self.restarts += ~fine
         return self.restarts
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cspipe.headtrain import losses
+from cspipe.headtrain.derivatives import KeptAndMixed, mixed
 from cspipe.headtrain.model import discriminator
 from cspipe.store.errors import SettingError
 
@@ -36,46 +37,58 @@ def test_cross_entropy_refuses_labels_of_another_shape_and_names_both_shapes():
         losses.content_cross_entropy(logits_LK=torch.zeros(4, 3), label_L=torch.zeros(5, dtype=torch.int64))
 
 
+def entropy(logits_BK: Tensor) -> Tensor:
+    return losses.content_divergence(logits_BK=logits_BK, prior_K=torch.ones(logits_BK.shape[-1])).entropy
+
+
+def content(logits_BK: Tensor) -> Tensor:
+    return losses.content_divergence(logits_BK=logits_BK, prior_K=torch.ones(logits_BK.shape[-1])).content_BK
+
+
+def marginal_kl(logits_BK: Tensor, prior_K: Tensor) -> Tensor:
+    return losses.content_divergence(logits_BK=logits_BK, prior_K=prior_K).marginal_kl
+
+
 def test_entropy_is_the_mean_over_rows_of_the_rows_own_entropy():
-    value = losses.content_entropy(logits_BK=logits([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]))
+    value = entropy(logits([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]))
     assert value.item() == pytest.approx(1.5 * LN2, abs=1e-12)
 
 
 def test_entropy_is_0_for_certain_and_ln_k_for_uniform_content():
-    assert losses.content_entropy(logits_BK=torch.tensor([[1e4, 0.0, 0.0], [0.0, 0.0, 1e4]])).item() == 0
-    assert losses.content_entropy(logits_BK=torch.zeros(3, 7)).item() == pytest.approx(math.log(7), rel=1e-6)
+    assert entropy(torch.tensor([[1e4, 0.0, 0.0], [0.0, 0.0, 1e4]])).item() == 0
+    assert entropy(torch.zeros(3, 7)).item() == pytest.approx(math.log(7), rel=1e-6)
 
 
 def test_marginal_kl_compares_the_mean_content_with_the_prior():
     rows = logits([0.75, 0.25], [0.25, 0.75])
     prior = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    value = losses.content_marginal_kl(logits_BK=rows, prior_K=prior)
+    value = marginal_kl(rows, prior)
     assert value.item() == pytest.approx(0.5 * LN2 + 0.5 * math.log(2 / 3), abs=1e-12)
 
 
 def test_marginal_kl_is_0_where_the_mean_content_is_the_prior_however_uncertain_the_rows():
     prior = torch.tensor([0.5, 0.5], dtype=torch.float64)
     for rows in (logits([0.75, 0.25], [0.25, 0.75]), logits([0.5, 0.5], [0.5, 0.5])):
-        assert losses.content_marginal_kl(logits_BK=rows, prior_K=prior).item() == pytest.approx(0, abs=1e-12)
+        assert marginal_kl(rows, prior).item() == pytest.approx(0, abs=1e-12)
     certain = torch.tensor([[1e4, 0.0], [0.0, 1e4]], dtype=torch.float64)
-    assert losses.content_marginal_kl(logits_BK=certain, prior_K=prior).item() == pytest.approx(0, abs=1e-12)
+    assert marginal_kl(certain, prior).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_marginal_kl_stays_finite_where_the_prior_rules_a_class_out():
-    value = losses.content_marginal_kl(logits_BK=torch.zeros(2, 2), prior_K=torch.tensor([1.0, 0.0]))
+    value = marginal_kl(torch.zeros(2, 2), torch.tensor([1.0, 0.0]))
     assert 10 < value.item() < 100
 
 
 def test_marginal_kl_refuses_a_prior_of_another_number_of_classes():
     with pytest.raises(SettingError, match="prior has 2 probabilities but the content has 3 classes: give one"):
-        losses.content_marginal_kl(logits_BK=torch.zeros(4, 3), prior_K=torch.ones(2) / 2)
+        marginal_kl(torch.zeros(4, 3), torch.ones(2) / 2)
 
 
 def test_both_parts_of_the_closed_form_content_term_are_0_for_one_hot_content_in_the_priors_proportions():
     rows = torch.tensor([[1e4, 0.0], [0.0, 1e4], [0.0, 1e4], [0.0, 1e4]], dtype=torch.float64)
     prior = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    assert losses.content_marginal_kl(logits_BK=rows, prior_K=prior).item() == pytest.approx(0, abs=1e-12)
-    assert losses.content_entropy(logits_BK=rows).item() == pytest.approx(0, abs=1e-12)
+    assert marginal_kl(rows, prior).item() == pytest.approx(0, abs=1e-12)
+    assert entropy(rows).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_two_estimators_of_the_adversarial_term_differ_as_written():
@@ -146,8 +159,9 @@ SHARE = torch.tensor([[0.2, 0.5, 0.9, 1.0], [0.0, 0.3, 0.6, 0.7]], dtype=torch.f
 TERMS = {
     "L_c": (lambda x: losses.content_cross_entropy(logits_LK=x, label_L=LABEL[: len(x)] if x.ndim == 3 else LABEL[0]),
             [(2, 4, 3)]),
-    "entropy": (lambda x: losses.content_entropy(logits_BK=x), [(2, 4, 3)]),
-    "marginal": (lambda x: losses.content_marginal_kl(logits_BK=x, prior_K=PRIOR), [(2, 4, 3)]),
+    "entropy": (lambda x: entropy(x), [(2, 4, 3)]),
+    "marginal": (lambda x: marginal_kl(x, PRIOR), [(2, 4, 3)]),
+    "D_c and content": (lambda x: entropy(x) * marginal_kl(x, PRIOR) + content(x).square().sum((-2, -1)), [(2, 4, 3)]),
     "gaussian": (lambda x: losses.gaussian_kl(style_BS=x), [(2, 6, 3)]),
     "mmd": (lambda x, y: losses.mmd(style_BS=x, prior_BS=y), [(2, 4, 3), (2, 4, 3)]),
     "sharpened": (lambda x: losses.sharpened(content_BK=x.softmax(-1), temperature=0.5).square().sum((-2, -1)),
@@ -237,7 +251,25 @@ def test_interpolation_follows_the_mix_of_each_row_and_the_row_before_it_which_i
 def test_mixing_tokens_and_contents_is_the_same_linear_map():
     token, share = doubles(2, 5, 3).detach(), torch.rand(2, 5, 1, dtype=torch.float64)
     expected = share * token + (1 - share) * token[:, [4, 0, 1, 2, 3]]
-    torch.testing.assert_close(losses.mixed(token, share), expected)
+    torch.testing.assert_close(mixed(token, share), expected)
+
+
+@pytest.mark.parametrize("kept", [5, 3, 7])
+def test_kept_and_mixed_rows_are_those_of_the_plain_operations_and_so_are_their_derivatives(kept):
+    rows, share = doubles(2, 7, 3), torch.rand(2, 4, 1, dtype=torch.float64)
+    expected = rows[:, :kept], mixed(rows[:, -4:], share)
+    found = KeptAndMixed.apply(rows, share, kept)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda x: KeptAndMixed.apply(x, share, kept), [rows])
+
+
+def test_content_of_which_a_class_has_vanished_pulls_finitely():
+    rows = torch.tensor([[0.0, -1e4], [0.0, -1e4]], requires_grad=True)
+    found = losses.content_divergence(logits_BK=rows, prior_K=torch.tensor([0.5, 0.5]))
+    assert found.marginal_kl.item() == pytest.approx(LN2)
+    (gradient,) = torch.autograd.grad(found.entropy + found.marginal_kl, rows)
+    assert gradient.tolist() == [[0, 0], [0, 0]]
 
 
 def test_leading_axes_of_the_cross_entropy_give_each_slices_own_value():

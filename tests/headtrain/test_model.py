@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cspipe.headtrain.losses import mixed
+from cspipe.headtrain.derivatives import mixed
 from cspipe.headtrain.model import ContentStyle, StackedBatchNorm, StackedLinear
 
 HEADS, ROWS, WIDE_IN, WIDE_OUT = 3, 10, 5, 4

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cspipe.headtrain.batches import Pools, draw_batches, gather, head_generators
-from cspipe.headtrain.losses import interpolation, mixed, sharpened, token_reconstruction
+from cspipe.headtrain.derivatives import mixed
+from cspipe.headtrain.losses import interpolation, sharpened, token_reconstruction
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
