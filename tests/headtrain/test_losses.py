@@ -159,7 +159,7 @@ SHARE = torch.tensor([[0.2, 0.5, 0.9, 1.0], [0.0, 0.3, 0.6, 0.7]], dtype=torch.f
 TERMS = {
     "L_c": (lambda x: losses.content_cross_entropy(logits_LK=x, label_L=LABEL[: len(x)] if x.ndim == 3 else LABEL[0]),
             [(2, 4, 3)]),
-    "entropy": (lambda x: entropy(x), [(2, 4, 3)]),
+    "entropy": (entropy, [(2, 4, 3)]),
     "marginal": (lambda x: marginal_kl(x, PRIOR), [(2, 4, 3)]),
     "D_c and content": (lambda x: entropy(x) * marginal_kl(x, PRIOR) + content(x).square().sum((-2, -1)), [(2, 4, 3)]),
     "gaussian": (lambda x: losses.gaussian_kl(style_BS=x), [(2, 6, 3)]),
