@@ -4,7 +4,7 @@
 
 speed      seconds a head to finished accuracy, against a plain PyTorch loop (head_plain.py), and both accuracies
 products   a training step against its bare matrix products, and where the rest goes
-table      all methods with 100, 250 and 1,000 labels
+table      all methods with 100, 250, 1,000 and all labels
 ablation   from the paper's objective to the default, one change at a time
 terms      the paper's objective with terms left out, D_y at several weights, the other estimator
 views      accuracy and seconds against the number of cached views
@@ -32,17 +32,17 @@ import head_products
 import head_rows
 import head_speed
 import torch
-from head_bench import Bench
+from head_bench import SEEDS_OF_ALL, Bench
 
 from cspipe.config import Config, override, parse_settings
-from cspipe.headtrain.rows import read_rows
+from cspipe.headtrain.rows import Labels, read_rows
 from cspipe.headtrain.runs import environment, write_json
 from cspipe.headtrain.study import METHODS
 from cspipe.store import open_store
 from cspipe.store.errors import CspipeError, SettingError, unknown_name
 
 Told = argparse.Namespace
-FEW_LABELS, ALL_LABELS = [100], [100, 250, 1000]
+FEW_LABELS, TABLE_LABELS = [100], [100, 250, 1000, "all"]
 MOST_DEV_ROWS, DEV_SHARE = 10_000, 5
 
 
@@ -78,7 +78,7 @@ def imbalance(bench: Bench, told: Told) -> list[head_rows.Row]:
 PARTS: dict[str, Callable[[Bench, Told], Any]] = {
     "speed": speed,
     "products": products,
-    "table": lambda bench, told: head_rows.table(bench, told.labels or ALL_LABELS, told.methods),
+    "table": lambda bench, told: head_rows.table(bench, told.labels or TABLE_LABELS, told.methods),
     "ablation": lambda bench, told: head_rows.compare(
         bench, told.labels or FEW_LABELS, "Ablation", head_rows.ablation(bench), told.rows
     ),
@@ -90,6 +90,11 @@ PARTS: dict[str, Callable[[Bench, Told], Any]] = {
 }
 
 
+def labels_of(told: str) -> Labels:
+    """A number, or `all`."""
+    return "all" if told == "all" else int(told)
+
+
 def parse(arguments: list[str] | None) -> Told:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,9 +103,13 @@ def parse(arguments: list[str] | None) -> Told:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--dev-rows", type=int, help="default: 10,000, or a fifth of the training rows if that is fewer")
     rows.add_argument("--test", action="store_true", help="judge on the test split")
-    parser.add_argument("--labels", type=int, nargs="+", help="labelled rows in all; the first for speed and products")
+    parser.add_argument(
+        "--labels", type=labels_of, nargs="+", help="labelled rows in all, or 'all'; the first for speed and products"
+    )
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--train-seeds", type=int, default=3)
+    parser.add_argument(
+        "--train-seeds", type=int, default=3, help=f"heads a split; all labels are one split and {SEEDS_OF_ALL} heads"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of the table")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2, 4, 8], help="of the part views")
     parser.add_argument("--rows", type=int, nargs="+", help="of ablation and terms: only these, counted from 0")

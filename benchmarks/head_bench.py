@@ -9,10 +9,12 @@ from typing import Any
 from unittest import mock
 
 from cspipe.headtrain import heads
-from cspipe.headtrain.rows import StudyRows, labelled_positions
+from cspipe.headtrain.rows import Labels, StudyRows, labelled_positions
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
 from cspipe.headtrain.study import Memory, Study, make_trials
 from cspipe.headtrain.train import train_heads
+
+SEEDS_OF_ALL = 3
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Bench:
     Attributes:
         rows: of the store, with their judged rows.
         settings: of a content-style head: the defaults and what --set changes.
-        splits: labelled splits. train_seeds: heads a split.
+        splits: labelled splits. train_seeds: heads a split; with all labels there is one, of `SEEDS_OF_ALL` heads.
         steps: so many steps in every training in place of its own; None: its own.
         memory: the graph of nearest neighbours, class priors and baselines' answers, computed once.
     """
@@ -34,10 +36,11 @@ class Bench:
     steps: int | None = None
     memory: Memory = field(default_factory=Memory, repr=False)
 
-    def study(self, labels: int, settings: HeadSettings, *, heads: int | None = None) -> Study:
+    def study(self, labels: Labels, settings: HeadSettings, *, heads: int | None = None) -> Study:
         """The trials with so many labels; `heads` of them, a split after the other, or one a split and seed."""
         splits = labelled_positions(self.rows, labels, self.splits, "balanced")
-        seeds = self.train_seeds if heads is None else -(-heads // len(splits))
+        seeds = SEEDS_OF_ALL if labels == "all" else self.train_seeds
+        seeds = seeds if heads is None else -(-heads // len(splits))
         trials = make_trials(self.rows, splits, range(seeds))[:heads]
         chosen = settings if self.steps is None else replace(settings, steps=self.steps)
         return Study(self.rows, trials, chosen, "cpu", None, self.memory)

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cspipe.headtrain import train
+from cspipe.headtrain.rows import Labels
 
 aten = torch.ops.aten
 FIRST_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1, aten.addmm_: 1, aten.baddbmm_: 1}
@@ -100,7 +101,7 @@ def replay(products: Sequence[Product]) -> Callable[[], None]:
     return make_all
 
 
-def measure(bench: Bench, *, labels: int, heads: Sequence[int], rounds: int, timed_steps: int) -> dict[str, Any]:
+def measure(bench: Bench, *, labels: Labels, heads: Sequence[int], rounds: int, timed_steps: int) -> dict[str, Any]:
     """Measures and prints; one row a number of heads."""
     heading(
         f"Products, {labels} labels, n = {rounds} alternating blocks of {timed_steps} steps, medians",

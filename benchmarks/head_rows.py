@@ -11,7 +11,7 @@ from head_bench import Bench, heading, points, say, share, span
 from numpy.typing import NDArray
 
 from cspipe.headtrain.evaluate import difference, paired, split_means, summarise
-from cspipe.headtrain.rows import StudyRows
+from cspipe.headtrain.rows import Labels, StudyRows
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings, method_settings
 from cspipe.headtrain.study import Memory
 
@@ -41,7 +41,7 @@ class Variant:
     against: str | None = None
 
 
-def table(bench: Bench, labels: Sequence[int], methods: Sequence[str]) -> list[Row]:
+def table(bench: Bench, labels: Sequence[Labels], methods: Sequence[str]) -> list[Row]:
     """All methods with each number of labels, the main one first."""
     heading(
         f"All methods, {bench.splits} splits x {bench.train_seeds} training seeds", "labels", "method", "accuracy",
@@ -68,7 +68,7 @@ def table(bench: Bench, labels: Sequence[int], methods: Sequence[str]) -> list[R
 
 
 def compare(
-    bench: Bench, labels: Sequence[int], title: str, variants: Sequence[Variant], only: Sequence[int] | None = None
+    bench: Bench, labels: Sequence[Labels], title: str, variants: Sequence[Variant], only: Sequence[int] | None = None
 ) -> list[Row]:
     """Content-style heads with each of the settings, or with the `only` ones, numbers in their order."""
     if only is not None:

@@ -14,12 +14,13 @@ from head_bench import Bench, Ready, accuracies, heading, make_ready, points, sa
 from head_plain import STEPS, PlainHead, PlainLoop, standardise
 
 from cspipe.headtrain.evaluate import difference
+from cspipe.headtrain.rows import Labels
 from cspipe.headtrain.settings import MAIN_METHOD
 from cspipe.headtrain.study import Study
 
 
 def measure(
-    bench: Bench, *, labels: int, heads: Sequence[int], rounds: int, timed_steps: int, compiled: bool
+    bench: Bench, *, labels: Labels, heads: Sequence[int], rounds: int, timed_steps: int, compiled: bool
 ) -> dict[str, Any]:
     """Measures and prints; one row a number of heads."""
     alone = bench.study(labels, bench.settings, heads=bench.splits)
@@ -117,7 +118,7 @@ def whole_plain(
     return {"whole_seconds_a_head": spent, "by_split": accuracies(study, probabilities)}
 
 
-def our_row(bench: Bench, labels: int, ready: Ready, step: float, plain: dict[str, Any]) -> dict[str, Any]:
+def our_row(bench: Bench, labels: Labels, ready: Ready, step: float, plain: dict[str, Any]) -> dict[str, Any]:
     """So many heads at once, beside the plain loop."""
     row = {
         "what": MAIN_METHOD, "heads": ready.heads, "set_up_seconds": ready.set_up_seconds, "step_seconds": step,
@@ -128,7 +129,7 @@ def our_row(bench: Bench, labels: int, ready: Ready, step: float, plain: dict[st
     return row | {"versus_plain": difference(row["by_split"], plain["by_split"])}
 
 
-def whole_ours(bench: Bench, labels: int, heads: int) -> dict[str, Any]:
+def whole_ours(bench: Bench, labels: Labels, heads: int) -> dict[str, Any]:
     """Whole trainings of so many heads at once."""
     study = bench.study(labels, bench.settings, heads=heads)
     begun = time.perf_counter()

@@ -61,7 +61,7 @@ class ContentStyleClassifier(
     Args:
         components, scale_floor, power, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y,
             lambda_yy, lambda_mix, mix_temperature, cluster_terms, entropy_weight, prior, prior_given, steps, batch,
-            labelled_batch, rebuilt_batch, lr, lr_end, averaged: see `HeadSettings`, whose defaults they have.
+            labelled_batch, rebuilt_batch, lr, lr_end, beta2, averaged: see `HeadSettings`, whose defaults they have.
         calibrate: whether one temperature is fitted to the probabilities. A quarter of the labelled rows is hidden
             from a second head, which is trained beside the first (twice the cost of the fit, at most). The temperature
             is what makes the hidden labels likeliest, with a normal prior on its logarithm (mean 0, deviation 0.1),
@@ -123,6 +123,7 @@ class ContentStyleClassifier(
         rebuilt_batch: int = HeadSettings.rebuilt_batch,
         lr: float = HeadSettings.lr,
         lr_end: float = HeadSettings.lr_end,
+        beta2: float = HeadSettings.beta2,
         averaged: float = HeadSettings.averaged,
         calibrate: bool = True,
         random_state: int | np.random.RandomState | None = None,
@@ -136,7 +137,7 @@ class ContentStyleClassifier(
         self.prior, self.prior_given = prior, prior_given
         self.steps, self.batch = steps, batch
         self.labelled_batch, self.rebuilt_batch = labelled_batch, rebuilt_batch
-        self.lr, self.lr_end, self.averaged = lr, lr_end, averaged
+        self.lr, self.lr_end, self.beta2, self.averaged = lr, lr_end, beta2, averaged
         self.calibrate, self.random_state, self.device = calibrate, random_state, device
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

@@ -25,10 +25,10 @@ from cspipe.store.errors import MismatchError, MissingDataError
 FORMAT = 2
 AROUND = "projection.around."
 BEFORE_2 = {"style_term": "adversarial", "scale_floor": 0.0, "lambda_mix": 0.0, "views": 0, "norm": "batch"}
-"""What heads of format 1 did, before these were settings."""
+"""What heads of format 1 did besides."""
 
-BEFORE_POWER = {"power": 1.0}
-"""What heads did before this was a setting."""
+BEFORE_ADDED = {"power": 1.0, "beta2": 0.999}
+"""What heads did before these were added to format 2."""
 
 
 def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> SavedHead:
 
 def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Head:
     """A head from what its file says and holds."""
-    told = BEFORE_POWER | (BEFORE_2 if facts["format"] == 1 else {}) | facts["settings"]
+    told = BEFORE_ADDED | (BEFORE_2 if facts["format"] == 1 else {}) | facts["settings"]
     settings = HeadSettings(**told | {"prior_given": tuple(told["prior_given"])})
     stack = ContentStyle(
         width=facts["shape"]["width"], classes=facts["shape"]["classes"], style=settings.style,

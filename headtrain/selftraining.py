@@ -73,7 +73,7 @@ def fit_student(given: Given, votes_NK: Tensor, teacher: Head, settings: HeadSet
     prior_HK = torch.full((1, given.classes), 1 / given.classes, device=device)
     pools = Pools([at_L], [torch.arange(len(table_NP), device=device)], prior_HK)
     batches = draw_batches(pools, settings, head_generators(seeds, device), len(table_NP), table_NP.dtype)
-    optimiser = adam(stack.generator_parameters(), settings.lr)
+    optimiser = adam(stack.generator_parameters(), settings.lr, settings.beta2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps, settings.lr * settings.lr_end)
     averaged = Averaged(stack, settings)
     for step, batch in enumerate(islice(batches, settings.steps), 1):

@@ -71,6 +71,7 @@ class HeadSettings:
             labelled_batch: labelled rows a step. rebuilt_batch: so many of the unlabelled rows are rebuilt, for L_y and
             D_y; 0 rebuilds all of them.
         lr: peak learning rate of Adam. lr_end: share of it left at the last step (cosine in between).
+        beta2: decay of Adam's second moment; the smaller, the sooner it forgets the large gradients of the first steps.
         averaged: a head's weights are the mean of those it had over this last share of its steps (arXiv 1803.05407),
             which takes the noise of a constant rate out; 0 keeps the last ones.
         discriminator_lr: constant learning rate of the discriminators' Adam.
@@ -109,6 +110,7 @@ class HeadSettings:
     rebuilt_batch: Annotated[int, Ge(0)] = 128
     lr: Annotated[float, Gt(0)] = 3e-3
     lr_end: Annotated[float, Ge(0)] = 1.0
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     averaged: Annotated[float, Ge(0), Lt(1)] = 0.4
     discriminator_lr: Annotated[float, Gt(0)] = 1e-3
     precision: Precision = "fp32"
@@ -171,6 +173,7 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
         "cluster_terms": "always", "scale_floor": 0.0, "power": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
+        "beta2": 0.999,
         "batch": 256, "rebuilt_batch": 0, "averaged": 0.0,
     },
     "supervised": LABELLED_ROWS_ALONE,

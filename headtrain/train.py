@@ -39,9 +39,9 @@ def compiled(function: Objective) -> Objective:
     return call
 
 
-def adam(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
+def adam(parameters: list[torch.nn.Parameter], lr: float, beta2: float = 0.999) -> torch.optim.Adam:
     """Adam with the fused kernel; steps of stacked heads are independent of one another."""
-    return torch.optim.Adam(parameters, lr=lr, fused=True)
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, beta2), fused=True)
 
 
 def apply_gradients(
@@ -93,7 +93,7 @@ def train_heads(
     """
     stack.train()
     batches = draw_batches(pools, settings, head_generators(seeds, table_TP.device), len(table_TP), table_TP.dtype)
-    generator = adam(stack.generator_parameters(), settings.lr)
+    generator = adam(stack.generator_parameters(), settings.lr, settings.beta2)
     critic = adam(list(stack.critics.parameters()), settings.discriminator_lr) if stack.critics else None
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(generator, settings.steps, settings.lr * settings.lr_end)
     every = records_every(settings.steps)

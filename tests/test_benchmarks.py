@@ -111,6 +111,14 @@ def test_the_table_holds_every_method_at_every_number_of_labels(run):
     assert ours["paired"] is None and printed.count("| knn |") == 2
 
 
+def test_all_labels_are_one_split_and_three_heads_in_the_table(run):
+    rows, _, printed = run("table", "--labels", "12", "all", "--methods", "supervised", "knn", "--train-seeds", "1")
+    heads = {row["labels"]: row["results"] for row in rows if row["method"] == "supervised"}
+    assert len(heads[12]) == 2
+    assert {(row["split_seed"], row["train_seed"]) for row in heads["all"]} == {(0, 0), (0, 1), (0, 2)}
+    assert {row["labels"] for row in heads["all"]} == {TRAIN - DEV} and "| all | knn |" in printed
+
+
 def test_the_table_judges_on_test_rows_only_when_told(head, store, capsys):
     words = ["--store", str(store), "--part", "table", "--labels", "12", "--methods", "knn", "--splits", "2"]
     head.main([*words, "--test", "--threads", str(torch.get_num_threads())])
