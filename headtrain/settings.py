@@ -104,13 +104,13 @@ class HeadSettings:
     entropy_weight: Weight = 0.3
     prior: Prior = "uniform"
     prior_given: tuple[Weight, ...] = ()
-    steps: Count = 1000
+    steps: Count = 700
     batch: Annotated[int, Ge(2)] = 384
     labelled_batch: Annotated[int, Ge(2)] = 100
     rebuilt_batch: Annotated[int, Ge(0)] = 128
-    lr: Annotated[float, Gt(0)] = 3e-3
+    lr: Annotated[float, Gt(0)] = 5e-3
     lr_end: Annotated[float, Ge(0)] = 1.0
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     averaged: Annotated[float, Ge(0), Lt(1)] = 0.4
     discriminator_lr: Annotated[float, Gt(0)] = 1e-3
     precision: Precision = "fp32"

@@ -108,7 +108,7 @@ def test_the_name_of_a_cell_follows_all_that_its_numbers_depend_on_and_nothing_e
 
 
 def test_equal_cells_are_one():
-    assert len(cells_of("[sweep]\nlabels = [20, 20]\nsettings = [{}, {steps = 1000}]\n")) == 1
+    assert len(cells_of("[sweep]\nlabels = [20, 20]\nsettings = [{}, {steps = 700}]\n")) == 1
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_it_works_in_pipelines_grid_searches_and_cross_validation_with_unlabelle
     assert cross_val_score(pipeline, rows.token, few, cv=3).mean() > 0.85
     assert pipeline.fit(rows.token, few).transform(rows.token).shape == (240, 4)
     grid = {"contentstyleclassifier__lambda_c": np.array([0.0, 1.0]), "contentstyleclassifier__style": np.arange(2, 4)}
-    best = GridSearchCV(pipeline, grid, cv=2).fit(rows.token, few)
+    best = GridSearchCV(make_pipeline(StandardScaler(), small(steps=20)), grid, cv=2).fit(rows.token, few)
     assert best.best_estimator_[-1].transform(rows.token).shape[1] == best.best_params_["contentstyleclassifier__style"]
 
 

@@ -66,8 +66,11 @@ def test_training_lowers_the_cross_entropy_and_leaves_the_stack_in_evaluation_mo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_changes_the_products_and_nothing_else(kind):
-    """Weights, moments and terms stay in fp32; what is learned is the same to bf16's three digits, not to fp32's."""
-    chosen = replace(BASE, steps=20, **KINDS[kind])
+    """Weights, moments and terms stay in fp32; what is learned is the same to bf16's three digits, not to fp32's.
+
+    A short memory of Adam turns the sign of a small gradient into a whole step, so here it is long.
+    """
+    chosen = replace(BASE, steps=20, lr=0.003, beta2=0.999, **KINDS[kind])
     stack, history = trained([0, 1], replace(chosen, precision="bf16"), torch.float32)
     exact, exact_history = trained([0, 1], chosen, torch.float32)
     assert {value.dtype for value in [*stack.state_dict().values(), *history[-1].values()]} <= {
