@@ -11,7 +11,7 @@ from unittest import mock
 from cspipe.headtrain import heads
 from cspipe.headtrain.rows import Labels, StudyRows, labelled_positions
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
-from cspipe.headtrain.study import Memory, Study, make_trials
+from cspipe.headtrain.study import Memory, Study, Trial, make_trials
 from cspipe.headtrain.train import train_heads
 
 SEEDS_OF_ALL = 3
@@ -38,12 +38,19 @@ class Bench:
 
     def study(self, labels: Labels, settings: HeadSettings, *, heads: int | None = None) -> Study:
         """The trials with so many labels; `heads` of them, a split after the other, or one a split and seed."""
+        return self.study_of(self.trials(labels, heads), settings)
+
+    def study_of(self, trials: list[Trial], settings: HeadSettings) -> Study:
+        """A study of these trials."""
+        chosen = settings if self.steps is None else replace(settings, steps=self.steps)
+        return Study(self.rows, trials, chosen, "cpu", None, self.memory)
+
+    def trials(self, labels: Labels, heads: int | None = None) -> list[Trial]:
+        """So many labels: `heads` trials, a split after the other, or one a split and seed."""
         splits = labelled_positions(self.rows, labels, self.splits, "balanced")
         seeds = SEEDS_OF_ALL if labels == "all" else self.train_seeds
         seeds = seeds if heads is None else -(-heads // len(splits))
-        trials = make_trials(self.rows, splits, range(seeds))[:heads]
-        chosen = settings if self.steps is None else replace(settings, steps=self.steps)
-        return Study(self.rows, trials, chosen, "cpu", None, self.memory)
+        return make_trials(self.rows, splits, range(seeds))[:heads]
 
 
 class EnoughSteps(Exception):

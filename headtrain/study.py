@@ -53,6 +53,11 @@ class Trial:
     judged: Ints | None
     train_seed: int = 0
 
+    @property
+    def labels(self) -> int:
+        """Labelled rows of its split, those held out of a fold among them."""
+        return len(self.labelled) + (0 if self.judged is None else len(self.judged))
+
 
 def make_trials(rows: StudyRows, splits: Mapping[int, Ints], train_seeds: Sequence[int] = (0,)) -> list[Trial]:
     """One trial a split and training seed; in cross-validation one a fold too, whose held-out rows no one looks at.
@@ -133,7 +138,7 @@ class Study:
         if self.rows.eval_label_M is not None:
             return len(self.rows.eval_label_M)
         first = self.trials[0]
-        return sum(len(t.judged) for t in self.trials if same_split(t, first) and t.judged is not None)
+        return sum(len(t.judged) for t in self.trials if split_of(t) == split_of(first) and t.judged is not None)
 
     def run(self, method: str) -> Outcome:
         """One method on every trial; folds of a split are pooled, so that each row is judged once."""
@@ -271,14 +276,13 @@ class Study:
 
     def judge(self, method: str, answers: Sequence[Answers]) -> tuple[list[dict[str, Any]], Ints]:
         """Accuracy of each split and training seed, and confusion counts over all of them."""
-        pooled: dict[tuple[int, int], list[Answers]] = {}
+        pooled: dict[tuple[int, int, int], list[Answers]] = {}
         for trial, said in zip(self.trials, answers, strict=True):
-            pooled.setdefault((trial.split_seed, trial.train_seed), []).append(said)
+            pooled.setdefault(split_of(trial), []).append(said)
         results, counts = [], np.zeros((self.rows.classes, self.rows.classes), np.int64)
-        for (split_seed, train_seed), parts in pooled.items():
+        for (labels, split_seed, train_seed), parts in pooled.items():
             said = Answers.pool(parts)
             counts += confusion(said.predicted_M, said.label_M, self.rows.classes)
-            labels = len(said.label_M) if self.trials[0].judged is not None else len(self.trials[0].labelled)
             results.append({
                 "method": method, "labels": labels, "split_seed": split_seed, "train_seed": train_seed,
                 "accuracy": accuracy(said.predicted_M, said.label_M),
@@ -291,9 +295,9 @@ def rows_of(trial: Trial) -> tuple[bytes, bytes | None]:
     return trial.labelled.tobytes(), None if trial.judged is None else trial.judged.tobytes()
 
 
-def same_split(one: Trial, other: Trial) -> bool:
-    """True where both are of one split and training seed: folds of the same cross-validation."""
-    return (one.split_seed, one.train_seed) == (other.split_seed, other.train_seed)
+def split_of(trial: Trial) -> tuple[int, int, int]:
+    """Labels, split seed and training seed: the same for the folds of one cross-validation, and for nothing else."""
+    return trial.labels, trial.split_seed, trial.train_seed
 
 
 def metric_records(
@@ -303,7 +307,7 @@ def metric_records(
     records = []
     for head, place in enumerate(range(len(trials)) if places is None else places):
         trial = trials[place]
-        fold = sum(same_split(trial, before) for before in trials[:place])
+        fold = sum(split_of(trial) == split_of(before) for before in trials[:place])
         named = {"method": method, "split_seed": trial.split_seed, "train_seed": trial.train_seed, "fold": fold}
         for moment in fit.history:
             values = {name: float(value[head]) for name, value in moment.items() if name != "step"}
