@@ -3,6 +3,7 @@
 Legend: `N` rows that may be looked at, `L` labelled rows, `K` classes, `P` projected width, `B` batch rows.
 """
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -29,9 +30,11 @@ def self_training(given: Given) -> Floats:
     There is no threshold, the votes stay soft (the mean of the heads' probabilities), and there is one round. The
     source's voters are different backbones and adapters; ours are one architecture with four seeds on one backbone's
     tokens, so they agree more. The student starts anew, and learns from a batch of votes and one of true labels a
-    step. Rows to predict take no part in the training.
+    step. Rate and memory of Adam are those of a content-style head, which sees as many rows. Rows to predict take no
+    part in the training.
     """
-    settings = method_settings("supervised", given.settings)
+    own = given.settings
+    settings = replace(method_settings("supervised", own), lr=own.lr, beta2=own.beta2)
     stored_ND = resident(given.rows.stored_ND, "self-training")
     teachers = fit_teachers(given, settings)
     votes_NK = torch.stack([head.probabilities(stored_ND) for head in teachers]).mean(0)
