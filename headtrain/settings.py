@@ -160,7 +160,11 @@ class HeadSettings:
 
     def unvoted(self) -> "HeadSettings":
         """The same where nobody votes: on live tokens, on tokens that stay in their store."""
-        return replace(self, lambda_mix=0.0, voters=0) if self.voted else self
+        if not self.voted:
+            return self
+        left = replace(self, lambda_mix=0.0, voters=0)
+        alone = {name: LABELLED_ROWS_ALONE[name] for name in ("lr", "beta2")}
+        return left if left.semi_supervised else replace(left, **alone)
 
 
 LABELLED_ROWS_ALONE: Mapping[str, Any] = MappingProxyType({

@@ -43,7 +43,8 @@ def test_settings_of_a_voted_head_hold_no_term_that_relies_on_clusters():
     assert left.voted and left.semi_supervised and not left.asks_for_clusters
     assert (left.voters, left.lambda_mix, left.lambda_c, left.anchors, left.components) == (3, 0.7, 0, 9, 0)
     assert HeadSettings(voters=5).by_votes().voters == 5 and HeadSettings().unvoted() == HeadSettings()
-    assert not left.unvoted().semi_supervised and left.unvoted().voters == left.without_clusters().voters == 0
+    assert not left.unvoted().semi_supervised and left.unvoted() == left.without_clusters()
+    assert (left.lr, left.beta2) == (HeadSettings.lr, HeadSettings.beta2) != (left.unvoted().lr, left.unvoted().beta2)
     assert not HeadSettings(lambda_mix=0).by_votes().voted and HeadSettings(voters=3).asks_for_clusters
 
 
