@@ -58,7 +58,7 @@ def table(bench: Bench, labels: Sequence[Labels], methods: Sequence[str]) -> lis
         seconds[method] = time.perf_counter() - begun
         for count, (first, *_) in trials.items():
             own = [row for row in outcome.results if row["labels"] == first.labels]
-            results[first.labels] = results.get(first.labels, []) + own
+            results.setdefault(first.labels, []).extend(own)
             row = {
                 "labels": count, "method": method, **summarise(own)[method],
                 "paired": paired(results[first.labels], MAIN_METHOD).get(method), "results": own,

@@ -16,7 +16,7 @@ from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.given import Floats, Given
 from cspipe.headtrain.heads import Head, fit_several
 from cspipe.headtrain.model import ContentStyle
-from cspipe.headtrain.settings import HeadSettings, method_settings
+from cspipe.headtrain.settings import LABELLED_ROWS_ALONE, MAIN_METHOD, HeadSettings, method_settings
 from cspipe.headtrain.tasks import HeadTask
 from cspipe.headtrain.train import Averaged, adam, apply_gradients
 
@@ -33,8 +33,7 @@ def self_training(given: Given) -> Floats:
     step. Rate and memory of Adam are those of a content-style head, which sees as many rows. Rows to predict take no
     part in the training.
     """
-    own = given.settings
-    settings = replace(method_settings("supervised", own), lr=own.lr, beta2=own.beta2)
+    settings = replace(method_settings(MAIN_METHOD, given.settings), **LABELLED_ROWS_ALONE)
     stored_ND = resident(given.rows.stored_ND, "self-training")
     teachers = fit_teachers(given, settings)
     votes_NK = torch.stack([head.probabilities(stored_ND) for head in teachers]).mean(0)

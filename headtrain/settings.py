@@ -149,32 +149,32 @@ class HeadSettings:
         L_y and D_s were left in for trial, at several weights: 0.5 to 1.0 points below this with 100 labels, level
         with it at 1,000 (MNIST under white stripes, lite0, dev rows).
         """
-        return replace(self, **LABELLED_ROWS_ALONE)
+        return replace(self, **LABELLED_ROWS_ALONE, **LONG_MEMORY)
 
     def by_votes(self) -> "HeadSettings":
         """L_c, and L_mix that follows the votes of supervised heads: relies on nothing that lies together."""
-        return replace(
-            self.without_clusters(), lambda_mix=self.lambda_mix, voters=self.voters or VOTERS, lr=self.lr,
-            beta2=self.beta2,
-        )  # fmt: skip
+        alone = replace(self, **LABELLED_ROWS_ALONE)
+        return replace(alone, lambda_mix=self.lambda_mix, voters=self.voters or VOTERS)
 
     def unvoted(self) -> "HeadSettings":
         """The same where nobody votes: on live tokens, on tokens that stay in their store."""
         if not self.voted:
             return self
         left = replace(self, lambda_mix=0.0, voters=0)
-        alone = {name: LABELLED_ROWS_ALONE[name] for name in ("lr", "beta2")}
-        return left if left.semi_supervised else replace(left, **alone)
+        return left if left.semi_supervised else replace(left, **LONG_MEMORY)
 
 
 LABELLED_ROWS_ALONE: Mapping[str, Any] = MappingProxyType({
     "components": 0, "lambda_c": 0.0, "lambda_s": 0.0, "lambda_y": 0.0, "lambda_yy": 0.0, "lambda_mix": 0.0,
-    "voters": 0, "lr": 3e-3, "beta2": 0.999,
+    "voters": 0,
 })  # fmt: skip
-"""What makes a head supervised: L_c alone, and an Adam with a long memory.
+"""L_c alone."""
 
-With few rows, seen often, a short one overfits: under yellow stripes `lr` .005 and `beta2` .95 gave .483, these .497,
-on plain digits .931 and .929 (lite0, 1,000 labels, dev rows).
+LONG_MEMORY: Mapping[str, Any] = MappingProxyType({"lr": 3e-3, "beta2": 0.999})
+"""Adam of a head that sees its labelled rows alone.
+
+With few rows, seen often, a short memory overfits: under yellow stripes `lr` .005 and `beta2` .95 gave .483, these
+.497, on plain digits .931 and .929 (lite0, 1,000 labels, dev rows).
 """
 
 
@@ -184,10 +184,9 @@ HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
         "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
         "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
         "cluster_terms": "always", "scale_floor": 0.0, "power": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
-        "beta2": 0.999,
-        "batch": 256, "rebuilt_batch": 0, "averaged": 0.0,
+        "beta2": 0.999, "batch": 256, "rebuilt_batch": 0, "averaged": 0.0,
     },
-    "supervised": LABELLED_ROWS_ALONE,
+    "supervised": {**LABELLED_ROWS_ALONE, **LONG_MEMORY},
 })  # fmt: skip
 """Name of a method -> what it sets above the user's settings.
 
