@@ -8,7 +8,7 @@ table      all methods with 100, 250, 1,000 and all labels
 ablation   from the paper's objective to the default, one change at a time
 terms      the paper's objective with terms left out, D_y at several weights, the other estimator
 views      accuracy and seconds against the number of cached views
-imbalance  the class priors on rows thinned to a long tail
+imbalance  the class priors on rows thinned to long tails
 
 Accuracy is on the last --dev-rows training rows, which are then kept out of training; --test judges on the test split
 instead, which nothing may be chosen on. Without --store the tokens of the digits are made for the run.
@@ -69,10 +69,17 @@ def views(bench: Bench, told: Told) -> list[head_rows.Row]:
 
 
 def imbalance(bench: Bench, told: Told) -> list[head_rows.Row]:
-    """Class priors on a long tail."""
-    thinned, variants = head_rows.imbalance(bench)
-    title = f"Long tail, {len(thinned.rows.label_N)} training rows, {judged_rows(thinned)} judged"
-    return head_rows.compare(thinned, told.labels or FEW_LABELS, title, variants)
+    """Class priors on long tails."""
+    found: list[head_rows.Row] = []
+    for apart in told.apart:
+        thinned, variants = head_rows.imbalance(bench, apart)
+        title = (
+            f"Commonest class {apart:g} times the rarest, {len(thinned.rows.label_N)} training rows, "
+            f"{judged_rows(thinned)} judged"
+        )
+        rows = head_rows.compare(thinned, told.labels or FEW_LABELS, title, variants, told.rows)
+        found += [{"apart": apart, **row} for row in rows]
+    return found
 
 
 PARTS: dict[str, Callable[[Bench, Told], Any]] = {
@@ -112,7 +119,13 @@ def parse(arguments: list[str] | None) -> Told:
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="of the table")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 2, 4, 8], help="of the part views")
-    parser.add_argument("--rows", type=int, nargs="+", help="of ablation and terms: only these, counted from 0")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="of ablation, terms and imbalance: only these, counted from 0"
+    )
+    parser.add_argument(
+        "--apart", type=float, nargs="+", default=list(head_rows.SHARES_APART),
+        help="of imbalance: the commonest class is so much commoner than the rarest",
+    )  # fmt: skip
     parser.add_argument("--heads", type=int, nargs="+", default=[1, 5, 15], help="heads at once, of speed and products")
     parser.add_argument("--rounds", type=int, default=9, help="timed blocks of each, alternating")
     parser.add_argument("--timed-steps", type=int, default=100, help="steps of a block")

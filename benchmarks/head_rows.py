@@ -26,8 +26,8 @@ STAGES = (
 TOKEN_WEIGHTS = (0.0005, 0.005, 1.0)
 """Weights of D_y in the predecessor's comparison: two that did no harm, and the one that ruined it."""
 
-SHARES_APART = 20
-"""In the long-tailed set the commonest class is so much commoner than the rarest; the others lie evenly between."""
+SHARES_APART = (1, 3, 20)
+"""In a long-tailed set the commonest class is so much commoner than the rarest; the others lie evenly between."""
 
 Row = dict[str, Any]
 
@@ -164,9 +164,9 @@ def views(bench: Bench, counts: Sequence[int]) -> list[Variant]:
     ]
 
 
-def imbalance(bench: Bench, seed: int = 0) -> tuple[Bench, list[Variant]]:
+def imbalance(bench: Bench, apart: float, seed: int = 0) -> tuple[Bench, list[Variant]]:
     """Rows thinned to a long tail, and the main method under each class prior beside L_c alone."""
-    share_K = SHARES_APART ** -np.linspace(0, 1, bench.rows.classes)
+    share_K = apart ** -np.linspace(0, 1, bench.rows.classes)
     share_K /= share_K.sum()
     rows = thinned(bench.rows, share_K, np.random.default_rng(seed))
     settings = replace(bench.settings, prior="uniform", prior_given=(), cluster_terms="always")
@@ -174,6 +174,7 @@ def imbalance(bench: Bench, seed: int = 0) -> tuple[Bench, list[Variant]]:
     variants = [
         Variant("supervised", method_settings("supervised", settings)),
         Variant("uniform prior", settings, "supervised"),
+        Variant("learned prior", replace(settings, prior="learned"), "supervised"),
         Variant("estimated prior", replace(settings, prior="estimated"), "supervised"),
         Variant("the true shares given", given, "supervised"),
     ]

@@ -174,5 +174,5 @@ def save_tuned(
         calibration_rows=found.rows, accuracy=accuracy, judged_rows=len(loaded.judged.rows),
         dtype=loaded.store.key.dtype,
     )  # fmt: skip
-    head = Head(model.stack, model.projection, loaded.head.settings)
+    head = Head(model.stack, model.projection, loaded.head.settings, loaded.head.prior_K)
     return save_model(directory, loaded.backbone, head, origin, trained=True)

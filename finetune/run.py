@@ -172,10 +172,13 @@ def open_run(
 def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device, world: World) -> Parts:
     """Backbone and head as one model, and what its training works with."""
     rows, head = loaded.train, loaded.head
-    prior_K = prior_of(
-        head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled,
-        len(loaded.class_names),
-    )  # fmt: skip
+    if head.prior_K is not None:
+        prior_K = head.prior_K.double().cpu().numpy()
+    else:
+        prior_K = prior_of(
+            head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled,
+            len(loaded.class_names),
+        )  # fmt: skip
     rotation = learned_rotation(loaded.backbone.width) if "rift-learned" in settings.regularisers else None
     stack, channels = copy.deepcopy(head.stack), 0  # the head itself is judged beside the tuned one
     if rebuilds_image(settings, head.settings):

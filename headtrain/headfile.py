@@ -52,6 +52,8 @@ def save_head(path: Path, head: Head, labelled_row_id: NDArray[np.int64], card: 
     if head.projection.around is not None:
         around = vars(head.projection.around.to("cpu"))
         tensors |= {f"{AROUND}{name}": value.contiguous() for name, value in around.items()}
+    if head.prior_K is not None:
+        tensors["prior"] = head.prior_K.cpu().contiguous()
     tensors["labelled_row_id"] = torch.from_numpy(np.ascontiguousarray(labelled_row_id))
     shape = {"classes": head.stack.classes, "width": head.stack.width}
     facts = {"format": FORMAT, "settings": asdict(head.settings), "shape": shape, **card}
@@ -118,4 +120,5 @@ def build_head(facts: dict[str, Any], tensors: Mapping[str, Tensor], device: tor
         Neighbourhood(**around) if around else None,
         PowerTransform(tensors["projection.offset"], settings.power) if "projection.offset" in tensors else None,
     )  # fmt: skip
-    return Head(stack.to(device).eval(), projection.to(device), settings)
+    prior_K = tensors["prior"].to(device) if "prior" in tensors else None
+    return Head(stack.to(device).eval(), projection.to(device), settings, prior_K)

@@ -15,7 +15,7 @@ Norm = Literal["layer", "batch"]
 ClusterTerms = Literal["measured", "always"]
 Estimator = Literal["nonsaturating", "kl"]
 Precision = Literal["fp32", "bf16"]
-Prior = Literal["uniform", "given", "labelled", "estimated"]
+Prior = Literal["learned", "uniform", "given", "labelled", "estimated"]
 
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
@@ -66,7 +66,9 @@ class HeadSettings:
             for granted, see `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
-        prior: class prior of D_c. prior_given: the K probabilities when `prior` is `given`.
+        prior: class prior of D_c, how frequent classes are: `learned` starts from the labelled rows' frequencies and
+            goes by the unlabelled rows where those tell otherwise, see `shares`; the discriminators' terms do not learn
+            it. prior_given: the K probabilities when `prior` is `given`.
         steps: optimiser steps. batch: unlabelled rows a step, fewer where there are few, see `on_rows`.
             labelled_batch: labelled rows a step. rebuilt_batch: so many of the unlabelled rows are rebuilt, for L_y and
             D_y; 0 rebuilds all of them.
@@ -102,7 +104,7 @@ class HeadSettings:
     cluster_terms: ClusterTerms = "measured"
     views: Annotated[int, Ge(0)] = 64
     entropy_weight: Weight = 0.3
-    prior: Prior = "uniform"
+    prior: Prior = "learned"
     prior_given: tuple[Weight, ...] = ()
     steps: Count = 700
     batch: Annotated[int, Ge(2)] = 384
@@ -120,6 +122,11 @@ class HeadSettings:
     def semi_supervised(self) -> bool:
         """True where at least one term looks at unlabelled rows."""
         return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy, self.lambda_mix) > 0
+
+    @property
+    def learns_shares(self) -> bool:
+        """True where the class prior is learned while the head trains."""
+        return self.prior == "learned" and self.lambda_c > 0 and self.content_term == "entropy"
 
     @property
     def asks_for_clusters(self) -> bool:

@@ -201,9 +201,9 @@ def test_views_are_counted_as_far_as_the_store_holds_them(run):
 
 
 def test_the_long_tail_has_the_shares_that_are_given(head, bench):
-    thinned, variants = head.head_rows.imbalance(bench)
+    thinned, variants = head.head_rows.imbalance(bench, 20)
     given = np.array(variants[-1].settings.prior_given)
-    assert given.sum() == pytest.approx(1) and given[0] / given[-1] == pytest.approx(head.head_rows.SHARES_APART)
+    assert given.sum() == pytest.approx(1) and given[0] / given[-1] == pytest.approx(20)
     for label in (thinned.rows.label_N, thinned.rows.eval_label_M):
         counts = np.bincount(label, minlength=CLASSES)
         np.testing.assert_allclose(counts / counts.sum(), given, atol=1 / counts.sum())
@@ -213,8 +213,9 @@ def test_the_long_tail_has_the_shares_that_are_given(head, bench):
 
 
 def test_the_long_tail_runs(run):
-    rows, _, _ = run("imbalance", "--labels", "6")
-    assert [row["settings"]["prior"] for row in rows] == ["uniform", "uniform", "estimated", "given"]
+    rows, _, _ = run("imbalance", "--labels", "6", "--apart", "2", "20")
+    assert [row["settings"]["prior"] for row in rows] == ["uniform", "uniform", "learned", "estimated", "given"] * 2
+    assert [row["apart"] for row in rows] == [2] * 5 + [20] * 5
 
 
 @pytest.mark.parametrize("style_term", ["adversarial", "gaussian"])
