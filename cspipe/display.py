@@ -11,6 +11,8 @@ from cspipe.terminal import cell, message, plain, print_json, print_table, share
 Document = dict[str, Any]
 CLASSES_TOLD = 10
 """At most so many classes are named behind a table."""
+SHARES_SHOWN, SHARES_MOVED = 5, 0.05
+"""So many class shares are named, where at least this part of all images is of another class than the labels say."""
 
 
 def show(document: Document, common: Common, pretty: Callable[[Document], None]) -> None:
@@ -108,7 +110,27 @@ def print_head(document: Document) -> None:
             f"{len(told['left_out'])} of {len(told['agreement'])} splits content-style followed the votes of "
             "supervised heads."
         )
+    print_class_shares(document)
     print(f"{document['run']}  {document['seconds']} s")
+
+
+def print_class_shares(document: Document) -> None:
+    """How frequent classes are among the images, where that is not as among the labelled ones."""
+    told = document.get("class_shares")
+    if not told:
+        return
+    splits = list(told["held_to"].values())
+    held = [sum(column) / len(splits) for column in zip(*splits, strict=True)]
+    moved = [after - before for after, before in zip(held, told["labelled"], strict=True)]
+    if sum(map(abs, moved)) / 2 < SHARES_MOVED:
+        return
+    named = sorted(zip(document["class_names"], held, strict=True), key=lambda pair: -pair[1])
+    shown = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named[:SHARES_SHOWN])
+    rest = len(named) - SHARES_SHOWN
+    print(
+        f"Among all images classes are not as frequent as among the labelled ones, content-style found: {shown}"
+        f"{f' and {rest} more' if rest > 0 else ''}. If that is wrong, --set prior=labelled."
+    )
 
 
 def print_finetune(document: Document) -> None:

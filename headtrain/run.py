@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import ChunkedTokens, available_bytes, check_streamed, resident_bytes
@@ -96,6 +97,7 @@ def run_head(
         **{name: card[name] for name in ("store", "backbone", "dataset", "test_dataset", "test_store")},
         "labels": len(next(iter(splits.values()))), "given_labels": len(given), **findings(study, outcomes),
         "diagnostics": diagnostics, "clusters": clusters_found(study, methods),
+        "class_shares": class_shares(study, outcomes),
         "split_hash": {str(seed): split_hash(rows.row_id_N[labelled]) for seed, labelled in splits.items()},
         "run": str(run), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
@@ -156,6 +158,27 @@ def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | Non
         "left_out": [seed for seed, found in by_seed.items() if not all(each.bears_out for each in found)],
         "anchors": [seed for seed, found in by_seed.items() if any(each.anchors for each in found)],
     }  # fmt: skip
+
+
+def class_shares(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """How frequent classes are among the labelled rows, and what D_c held the main method's heads to, by split.
+
+    Means over a split's heads; None where no head has such a term.
+    """
+    labelled: list[NDArray[np.float64]] = []
+    held: dict[str, list[NDArray[np.float64]]] = {}
+    heads = [head for outcome in outcomes if outcome.method == MAIN_METHOD for head in outcome.heads]
+    for trial, head in zip(study.trials, heads, strict=False):
+        if head.settings.lambda_c and head.prior_K is not None:
+            count_K = np.bincount(study.rows.label_N[trial.labelled], minlength=study.rows.classes)
+            labelled.append(count_K / count_K.sum())
+            held.setdefault(str(trial.split_seed), []).append(head.prior_K.double().cpu().numpy())
+    if not held:
+        return None
+    return {
+        "labelled": np.mean(labelled, 0).tolist(),
+        "held_to": {seed: np.mean(shares, 0).tolist() for seed, shares in held.items()},
+    }
 
 
 def count_restarts(outcome: Outcome) -> int:

@@ -33,6 +33,28 @@ def test_a_head_run_of_one_split_says_why_it_has_no_interval(seeds, title, capsy
     assert title in out and ("no intervals: all labels are used" in out) == (seeds == 1)
 
 
+@pytest.mark.parametrize(
+    ("held_to", "told"),
+    [
+        ({"0": [0.5, 0.3, 0.2], "1": [0.6, 0.3, 0.1]}, "content-style found: c0 55 %, c1 30 %, c2 15 %. If that is"),
+        ({"0": [0.36, 0.33, 0.31]}, None),
+        (None, None),
+    ],
+)
+def test_class_shares_are_told_where_they_are_not_those_of_the_labels(held_to, told, capsys):
+    shares = {"labelled": [1 / 3] * 3, "held_to": held_to} if held_to else None
+    display.print_head(head_document(2) | {"class_shares": shares, "class_names": ["c0", "c1", "c2"]})
+    out = " ".join(capsys.readouterr().out.split())
+    assert (told in out) if told else ("content-style found" not in out)
+
+
+def test_of_many_class_shares_the_largest_are_named(capsys):
+    held = [0.01 * number for number in range(13)] + [0.22]
+    shares = {"labelled": [1 / 14] * 14, "held_to": {"0": held}}
+    display.print_head(head_document(1) | {"class_shares": shares, "class_names": [f"c{n}" for n in range(14)]})
+    assert "c13 22 %, c12 12 %, c11 11 %, c10 10 %, c9 9 % and 9 more." in capsys.readouterr().out
+
+
 def test_a_title_wider_than_its_table_stays_on_one_line(capsys):
     print_table("a title that is wider than the table below it", ("a",), [(1,)])
     assert capsys.readouterr().out.splitlines()[0] == "a title that is wider than the table below it"

@@ -152,6 +152,17 @@ def test_content_style_beats_the_supervised_head_where_the_unlabelled_rows_show_
     assert told["paired"]["supervised"]["ci95"][0] > 0
 
 
+def test_the_class_shares_that_heads_were_held_to_are_reported_and_kept(run, store, quick):
+    told = run(store, labels=6, seeds=2, methods=["content-style", "supervised"], settings=quick)
+    shares = told["class_shares"]
+    assert shares["labelled"] == pytest.approx([1 / 3] * 3) and shares["held_to"].keys() == {"0", "1"}
+    for seed, held in shares["held_to"].items():
+        assert sum(held) == pytest.approx(1, abs=1e-5)
+        kept = load_head(Path(told["run"]) / "heads" / f"content-style-{seed}.safetensors").head.prior_K
+        assert kept.tolist() == pytest.approx(held)
+    assert run(store, labels=6, seeds=1, methods=["supervised"], settings=quick)["class_shares"] is None
+
+
 def test_unlabelled_rows_are_used_and_their_number_matters(run, make_store, blobs, quick):
     settings = replace(quick, hidden=32, style=6, discriminator=32, steps=300, batch=64)
     rows = blobs(240, 1)
