@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from cspipe.extract.run import extract
 from cspipe.finetune.load import check_probe, choose_head, load_all, store_of_head
-from cspipe.finetune.run import run_finetune
+from cspipe.finetune.run import make_parts, run_finetune
+from cspipe.finetune.world import join_world
 from cspipe.headtrain import HeadSettings
 from cspipe.headtrain.power import fit_power
 from cspipe.headtrain.run import run_head
@@ -74,6 +76,21 @@ def test_the_refitted_head_keeps_the_class_prior_of_its_settings(pictures, tmp_p
         loaded = load_all(saved, store, settings(), weights=None, data_dir=None, device="cpu")
         means[prior] = float(loaded.head.probabilities(loaded.train.cached_ND)[:, 0].mean())
     assert means[0.9, 0.1] > means[0.5, 0.5] + 0.1
+
+
+def test_training_goes_on_with_the_class_shares_that_the_head_found(pictures, tmp_path, settings):
+    extracted = extract("lite0", str(pictures), stores=tmp_path / "stores", image_px=32)
+    run_head(store=Path(extracted["store"]), runs=tmp_path / "runs", seeds=1, methods=["content-style"], settings=QUICK)
+    saved = choose_head(None, tmp_path / "runs", None, 0, "cpu")
+    loaded = load_all(saved, open_store(extracted["store"]), settings(), weights=None, data_dir=None, device="cpu")
+    place, world = torch.device("cpu"), join_world("cpu")
+    for held in (torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])):
+        told = replace(loaded, head=replace(loaded.head, prior_K=held))
+        assert torch.allclose(make_parts(told, settings(), place, world).prior_1K, held)
+    older = replace(loaded, head=replace(loaded.head, prior_K=None))  # of a file without them: the labels' own
+    label_L = loaded.train.label_N[torch.from_numpy(loaded.train.labelled)]
+    count_K = torch.bincount(label_L, minlength=2) + 1
+    assert torch.allclose(make_parts(older, settings(), place, world).prior_1K, count_K / count_K.sum())
 
 
 def test_moved_images_are_missed_with_a_word_on_data_dir_and_found_there(own, pictures, tmp_path):
