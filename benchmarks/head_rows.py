@@ -174,7 +174,6 @@ def imbalance(bench: Bench, apart: float, seed: int = 0) -> tuple[Bench, list[Va
     variants = [
         Variant("supervised", method_settings("supervised", settings)),
         Variant("uniform prior", settings, "supervised"),
-        Variant("learned prior", replace(settings, prior="learned"), "supervised"),
         Variant("estimated prior", replace(settings, prior="estimated"), "supervised"),
         Variant("the true shares given", given, "supervised"),
     ]

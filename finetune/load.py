@@ -19,7 +19,7 @@ from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.headfile import SavedHead, load_head
 from cspipe.headtrain.heads import Head, fit_heads
-from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.prior import class_prior, some_rows
 from cspipe.headtrain.projection import Projection, fit_projection
 from cspipe.headtrain.rows import read_rows
 from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
@@ -204,10 +204,13 @@ def prior_of(
     classes: int,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Class prior `(K,)` that the head's settings name, from the rows that training looks at alone."""
-    seen, known = (projection.rows(token_ND[torch.from_numpy(at)]).cpu().numpy() for at in (every, labelled))
+
+    def tokens(at: Ints) -> NDArray[np.float32]:
+        return projection.rows(token_ND[torch.from_numpy(at)]).cpu().numpy()
+
     return class_prior(
-        settings.prior, given=settings.prior_given, token_ND=seen, token_LD=known, label_L=label_N[labelled],
-        classes=classes,
+        settings.prior, given=settings.prior_given, token_ND=lambda: tokens(every[some_rows(len(every))]),
+        token_LD=lambda at: tokens(labelled[at]), label_L=label_N[labelled], classes=classes,
     )  # fmt: skip
 
 

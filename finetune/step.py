@@ -116,7 +116,7 @@ def forward(
     share_1B1 = shares(parts, projected_1XP[:, labelled:], generator)
     target = model.projection(cached_XD[labelled:])[None] if settings.target == "cached" else None
     image_1BI = pixels_rebuilt(parts, one, labelled)
-    terms, samples, _ = objective(
+    terms, samples = objective(
         model.stack, projected_1XP, label_L[None], parts.prior_1K, parts.head_settings, target_HBP=target,
         share_HB1=share_1B1, image_HBI=image_1BI,
     )  # fmt: skip

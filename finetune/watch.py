@@ -74,5 +74,5 @@ def unsupervised(
     nobody = torch.zeros(1, 1, dtype=torch.int64, device=projected_1NP.device)
     target = shown.projection(cached_ND)[None] if settings.target == "cached" else None
     token_1XP = torch.cat([projected_1NP[:, :1], projected_1NP], 1)
-    terms, *_ = objective(shown.stack, token_1XP, nobody, parts.prior_1K, plain, target_HBP=target, image_HBI=image_1NI)
+    terms, _ = objective(shown.stack, token_1XP, nobody, parts.prior_1K, plain, target_HBP=target, image_HBI=image_1NI)
     return total({name: value for name, value in terms.items() if name != "L_c"}, plain)

@@ -144,12 +144,10 @@ def check_streamed(tokens: Tokens, methods: Sequence[str], settings: HeadSetting
     """Refuses what needs all training rows at once where they are read chunk by chunk.
 
     Raises:
-        SettingError: such a method, the prior `estimated`, or cross-validation.
+        SettingError: such a method, or cross-validation.
     """
     for method in methods:
         if method in ALL_AT_ONCE:
             resident(tokens, method)
-    if settings.prior == "estimated":
-        resident(tokens, "prior = 'estimated'")
     if evaluation == "cross-validation":
         resident(tokens, "cross-validation (the store has no labelled test split, and head.dev_rows is 0)")

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from cspipe.headtrain.calibration import best_temperature, held_out, without
 from cspipe.headtrain.clusters import draw_sample, look_at_rows
 from cspipe.headtrain.heads import Head, fit_heads
-from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.prior import class_prior, some_rows
 from cspipe.headtrain.projection import fit_projection
 from cspipe.headtrain.settings import ClusterTerms, ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
 from cspipe.headtrain.tasks import HeadTask
@@ -272,10 +272,14 @@ def tensor(token_ND: NDArray[Any]) -> torch.Tensor:
 
 def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings, classes: int) -> Floats:
     """The class prior `(K,)` that the settings name."""
-    token_ND = fit_projection(rows, 0).rows(rows).numpy() if settings.prior == "estimated" else rows.numpy()
+
+    def tokens(at: Ints) -> NDArray[np.float32]:
+        projection = fit_projection(rows, 0, scale_floor=settings.scale_floor, power=settings.power)
+        return projection.rows(rows[torch.from_numpy(at)]).numpy()
+
     return class_prior(
-        settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=token_ND[labelled], label_L=label_L,
-        classes=classes,
+        settings.prior, given=settings.prior_given, token_ND=lambda: tokens(some_rows(len(rows))),
+        token_LD=lambda at: tokens(labelled[at]), label_L=label_L, classes=classes,
     )  # fmt: skip
 
 

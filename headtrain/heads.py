@@ -37,7 +37,7 @@ for 1.2, .9, -.6; MNIST under yellow stripes, ViT-S/14, 100, 250 and 1,000 label
 class Head:
     """A trained head: projection and networks (a stack of one, in evaluation mode).
 
-    `prior_K` are the class shares that D_c held it to at the end of its training; None where none are known.
+    `prior_K` are the class shares that D_c held it to; None where none are known.
     """
 
     stack: ContentStyle
@@ -143,11 +143,11 @@ def fit_heads(
             norm=settings.norm, critics=critics_in_use(settings), seeds=seeds, precision=settings.precision,
         ).to(device)  # fmt: skip
         pools = Pools(table.labelled, table.unlabelled, prior_HK.to(device), len(view_VND), table.votes)
-        history, learned_HK = train_heads(
+        history = train_heads(
             stack, table.table_TP, table.label_T, pools, settings, seeds=seeds, on_step=on_step,
             before_step=table.renew,
         )  # fmt: skip
-    heads = [Head(stack.one(h), table.projections[g], given, learned_HK[h]) for h, g in enumerate(table.group)]
+    heads = [Head(stack.one(h), table.projections[g], given, prior_HK[h]) for h, g in enumerate(table.group)]
     return Fit(heads, history)
 
 

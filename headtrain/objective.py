@@ -21,14 +21,13 @@ def objective(
     prior_HK: Tensor,
     settings: HeadSettings,
     *,
-    kl_weight: Tensor | float = 1.0,
     target_HBP: Tensor | None = None,
     share_HB1: Tensor | None = None,
     vote_HBK: Tensor | None = None,
     prior_HBS: Tensor | None = None,
     image_HBI: Tensor | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-    """Every term of L_total that is switched on, one value a head, the logits of the discriminators, and the content.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every term of L_total that is switched on, one value a head, and the logits of the discriminators.
 
     Args:
         stack: the heads.
@@ -37,7 +36,6 @@ def objective(
         label_HL: class of each labelled row.
         prior_HK: class prior.
         settings: weights and estimators.
-        kl_weight: of the marginal part of D_c in closed form.
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
             before it; None: no L_mix.
@@ -48,8 +46,7 @@ def objective(
 
     Returns:
         Terms `(H,)` by their symbol, unweighted, and each discriminator's logits `(H, B)` of the unlabelled rows, or
-        `(H, R)` of the rebuilt ones, still attached. Then the content of the unlabelled rows `(H, B, K)`, detached;
-        None where no term looks at them.
+        `(H, R)` of the rebuilt ones, still attached.
     """
     known = label_HL.shape[1]
     mixed_HBK: Tensor | None = None
@@ -63,7 +60,7 @@ def objective(
     terms = {"L_c": losses.content_cross_entropy(logits_LK=known_HLK, label_L=label_HL)}
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
-        return terms, judged, None
+        return terms, judged
     style_HBS, token_HBP = style_HXS[:, known:], token_HXP[:, known : logits_HXK.shape[1]]
     content_HBK, entropy, marginal_kl = losses.content_divergence(logits_BK=logits_HBK, prior_K=prior_HK)
     shown = {"content": content_HBK, "style": style_HBS}
@@ -78,14 +75,14 @@ def objective(
         terms["L_mix"] = losses.interpolation(logits_BK=mixed_HBK, content_BK=followed_HBK, share_B1=share_HB1)
     terms |= {"content_entropy": entropy, "content_kl": marginal_kl}
     if settings.lambda_c and settings.content_term == "entropy":
-        terms["D_c"] = kl_weight * marginal_kl + settings.entropy_weight * entropy
+        terms["D_c"] = marginal_kl + settings.entropy_weight * entropy
     if settings.lambda_s and settings.style_term != "adversarial":
         terms["D_s"] = closed_form_style(style_HBS, prior_HBS, settings)
     for name in stack.critics:
         judged[name], symbol = stack.judge(name, shown[name]), SYMBOLS[name]
         terms[symbol] = losses.adversarial(logit_B=judged[name], estimator=settings.estimator)
         terms[f"{symbol}_kl"] = losses.density_ratio_kl(logit_B=judged[name].detach())
-    return terms, judged, content_HBK.detach()
+    return terms, judged
 
 
 def reconstruction(rebuilt_HRX: Tensor, real_HRX: Tensor, *, pixels: bool) -> tuple[Tensor, Tensor]:

