@@ -54,9 +54,9 @@ class ContentStyleClassifier(
     strings the mark is "-1", which is what numpy makes of -1 there; "" and every other string is a class. Labels
     {-1, 1} are therefore refused: use {0, 1}.
 
-    `prior="learned"`, the default, takes classes to be as frequent among all rows as among the labelled ones, until the
-    rows tell otherwise. Where more is known, say `prior="labelled"` (labels drawn at random), `"uniform"`, or `"given"`
-    with `prior_given` in the order of `classes_`.
+    `prior="estimated"`, the default, takes classes to be as frequent among all rows as among the labelled ones, unless
+    the rows tell otherwise. Where more is known, say `prior="labelled"` (labels drawn at random), `"uniform"`, or
+    `"given"` with `prior_given` in the order of `classes_`.
 
     Args:
         components, scale_floor, power, hidden, style, content_term, style_term, lambda_c, lambda_s, lambda_y,
