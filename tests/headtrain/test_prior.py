@@ -78,12 +78,11 @@ def test_estimated_prior_follows_the_unlabelled_rows_where_labels_are_balanced()
     token = (generator.normal(size=(1000, 4)) + 4 * label[:, None]).astype(np.float32)
     chosen = np.r_[0:20, 980:1000]
     found = of_kind("estimated", token_ND=token, token_LD=token[chosen], label=label[chosen])
-    assert found == pytest.approx([0.9, 0.1], abs=0.02)
+    assert found == pytest.approx([0.9, 0.1], abs=0.01)
 
 
 def test_shares_that_chance_explains_stay_those_of_the_labelled_rows():
     found, even = np.array([0.27, 0.25, 0.25, 0.23]), np.full(4, 0.25)  # squared distance .0008
-    assert drawn_back(found, even, error=0.1, labels=200) is not found
     assert drawn_back(found, even, error=0.1, labels=200).tolist() == even.tolist()
     assert drawn_back(even, even, error=0.0, labels=1).tolist() == even.tolist()
 
