@@ -21,7 +21,8 @@ STAGES = (
     ("scale_floor",), ("components",), ("content_term", "entropy_weight", "lambda_c"), ("style_term", "lambda_s"),
     ("lambda_mix", "mix_temperature"), ("norm",),
 )  # fmt: skip
-"""What the ablation changes together, in order; then the other weights, all else, averaging, the power, and views."""
+"""What the ablation changes together, in order; then the other weights, all else, averaging, the power, the class prior,
+and views."""
 
 TOKEN_WEIGHTS = (0.0005, 0.005, 1.0)
 """Weights of D_y in the predecessor's comparison: two that did no harm, and the one that ruined it."""
@@ -114,7 +115,8 @@ def origin(variants: Sequence[Variant], number: int) -> str:
 
 def ablation(bench: Bench) -> list[Variant]:
     """From the paper's objective to ours, one change at a time; each row is compared with the one before."""
-    now, end = method_settings(PAPER, bench.settings), method_settings(MAIN_METHOD, bench.settings)
+    now = replace(method_settings(PAPER, bench.settings), prior="uniform")
+    end = method_settings(MAIN_METHOD, bench.settings)
     variants, before = [Variant(PAPER, now)], PAPER
     for names in stages(bench):
         changes = {name: getattr(end, name) for name in names if getattr(now, name) != getattr(end, name)}
@@ -128,11 +130,12 @@ def ablation(bench: Bench) -> list[Variant]:
 
 def stages(bench: Bench) -> list[tuple[str, ...]]:
     """Every setting once, in groups; views only where the store has some."""
-    grouped = {name for names in STAGES for name in names} | {"averaged", "power", "views"}
+    grouped = {name for names in STAGES for name in names} | {"averaged", "power", "prior", "views"}
     rest = [field.name for field in fields(HeadSettings) if field.name not in grouped]
     weights = tuple(name for name in rest if name.startswith("lambda_"))
     others = tuple(name for name in rest if name not in weights)
-    return [*STAGES, weights, others, ("averaged",), ("power",), *([("views",)] if bench.rows.view_VND else [])]
+    last = [("averaged",), ("power",), ("prior",), *([("views",)] if bench.rows.view_VND else [])]
+    return [*STAGES, weights, others, *last]
 
 
 def terms(bench: Bench) -> list[Variant]:

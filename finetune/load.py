@@ -4,6 +4,7 @@ Legend: `N` rows, `M` judged rows, `D` token width, `K` classes.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from cspipe.finetune.plan import TrainRows
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.headtrain import runs as run_folders
 from cspipe.headtrain.chunked import resident
+from cspipe.headtrain.clusters import draw_sample
 from cspipe.headtrain.headfile import SavedHead, load_head
 from cspipe.headtrain.heads import Head, fit_heads
-from cspipe.headtrain.prior import class_prior, some_rows
-from cspipe.headtrain.projection import Projection, fit_projection
+from cspipe.headtrain.prior import prior_of_rows
 from cspipe.headtrain.rows import read_rows
-from cspipe.headtrain.settings import MAIN_METHOD, HeadSettings
+from cspipe.headtrain.settings import MAIN_METHOD
 from cspipe.headtrain.tasks import HeadTask
 from cspipe.store import Store, open_store
 from cspipe.store.errors import MismatchError, MissingDataError, SettingError
@@ -192,25 +193,23 @@ def hold_out(labelled: Ints, label_N: Ints, seed: int) -> tuple[Ints, Ints]:
 def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:
     """The head again without the rows that are held out, with the settings that it was trained with."""
     settings, classes = saved.head.settings, len(saved.card["class_names"])
-    projection = fit_projection(token_ND[torch.from_numpy(every)], 0)
-    prior_K = prior_of(settings, projection, token_ND, label_N, labelled, every, classes)
+    draw = cache(lambda: draw_sample(token_ND, every, settings))
+    prior_K = prior_of_rows(settings, draw, token_ND, labelled, label_N[labelled], classes=classes)
     task = HeadTask(labelled, every, int(saved.card["train_seed"]), prior_K)
     fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], settings, classes=classes, device=device)
     return fit.heads[0]
 
 
-def prior_of(
-    settings: HeadSettings, projection: Projection, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints,
-    classes: int,
-) -> NDArray[np.float64]:  # fmt: skip
-    """Class prior `(K,)` that the head's settings name, from the rows that training looks at alone."""
-
-    def tokens(at: Ints) -> NDArray[np.float32]:
-        return projection.rows(token_ND[torch.from_numpy(at)]).cpu().numpy()
-
-    return class_prior(
-        settings.prior, given=settings.prior_given, token_ND=lambda: tokens(every[some_rows(len(every))]),
-        token_LD=lambda at: tokens(labelled[at]), label_L=label_N[labelled], classes=classes,
+def prior_of_head(
+    head: Head, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, classes: int
+) -> NDArray[np.float64]:
+    """Class prior `(K,)` that the head was held to; where it keeps none, of the rows that training looks at."""
+    if head.prior_K is not None:
+        kept_K: NDArray[np.float64] = head.prior_K.double().cpu().numpy()
+        return kept_K
+    return prior_of_rows(
+        head.settings, cache(lambda: draw_sample(token_ND, every, head.settings)), token_ND, labelled,
+        label_N[labelled], classes=classes,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cspipe.extract.recorded import recorded_backbone
-from cspipe.finetune.load import Loaded, choose_head, prior_of, store_of_head
+from cspipe.finetune.load import Loaded, choose_head, prior_of_head, store_of_head
 from cspipe.finetune.model import Joined
 from cspipe.finetune.model_directory import CONFIG, Origin, save_model
 from cspipe.headtrain.calibration import Calibration, calibrate, held_out
@@ -141,7 +141,7 @@ def calibration_of(
     )
     prior_K = None
     if settings.semi_supervised:
-        prior_K = prior_of(settings, saved.head.projection, token_ND, rows.label_N, labelled, every, classes)
+        prior_K = prior_of_head(saved.head, token_ND, rows.label_N, labelled, every, classes)
     return calibrate(
         token_ND, torch.from_numpy(rows.label_N), HeadTask(labelled, every, train_seed, prior_K), settings,
         classes=classes, view_VND=views, device=device,

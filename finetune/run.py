@@ -22,7 +22,7 @@ from cspipe.finetune.gain import paired_gain
 from cspipe.finetune.image_decoder import channels_of, put_back, put_image_decoder, rebuilds_image
 from cspipe.finetune.images import live_tokens
 from cspipe.finetune.kept import OtherImages, kept_knowledge, other_images
-from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of, store_of_head
+from cspipe.finetune.load import Loaded, check_probe, choose_head, load_all, prior_of_head, store_of_head
 from cspipe.finetune.make_model import MODEL, save_tuned
 from cspipe.finetune.model import Joined, checkpoint_activations, unfreeze
 from cspipe.finetune.regularisers import check_names, check_regularisers
@@ -172,13 +172,9 @@ def open_run(
 def make_parts(loaded: Loaded, settings: FinetuneSettings, device: torch.device, world: World) -> Parts:
     """Backbone and head as one model, and what its training works with."""
     rows, head = loaded.train, loaded.head
-    if head.prior_K is not None:
-        prior_K = head.prior_K.double().cpu().numpy()
-    else:
-        prior_K = prior_of(
-            head.settings, head.projection, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled,
-            len(loaded.class_names),
-        )  # fmt: skip
+    prior_K = prior_of_head(
+        head, rows.cached_ND, rows.label_N.numpy(), rows.labelled, rows.unlabelled, len(loaded.class_names)
+    )
     rotation = learned_rotation(loaded.backbone.width) if "rift-learned" in settings.regularisers else None
     stack, channels = copy.deepcopy(head.stack), 0  # the head itself is judged beside the tuned one
     if rebuilds_image(settings, head.settings):

@@ -35,8 +35,8 @@ def logistic(
     """Multinomial logistic regression with an L2 penalty, C chosen by cross-validation among the labelled rows.
 
     The optimum lies in the span of the labelled rows, so with fewer rows than dimensions it is solved in that
-    span: the same answer, in a fraction of the time. Few rows take one thread: two were 7 times slower beside torch's
-    own, for each waits for the others at every small product (1,000 rows, two cores).
+    span: the same answer, in a fraction of the time. Few rows, and the choice of C, take one thread: two were 7 times
+    slower beside torch's own, for each waits for the others at every small product (1,000 and 2,000 rows, two cores).
 
     Args:
         token_LD: labelled rows. label_L: their classes. token_MD: rows to predict. classes: K.
@@ -60,10 +60,12 @@ def logistic(
         span_DR = np.linalg.svd(every_LD, full_matrices=False)[2].T
         every_LD, token_MD = every_LD @ span_DR, token_MD @ span_DR
     copies = 1 + len(view_VLD)
-    with warnings.catch_warnings(), threadpool_limits(1 if known <= ROWS_FOR_CHOOSING_C else None):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        strength = choose_c(every_LD[:known], label_L, scoring=scoring) / copies
-        model = LogisticRegression(C=strength, max_iter=300).fit(every_LD, np.tile(label_L, copies))
+        with threadpool_limits(1):
+            strength = choose_c(every_LD[:known], label_L, scoring=scoring) / copies
+        with threadpool_limits(1 if known <= ROWS_FOR_CHOOSING_C else None):
+            model = LogisticRegression(C=strength, max_iter=300).fit(every_LD, np.tile(label_L, copies))
     probability_MK[:, model.classes_] = model.predict_proba(token_MD)
     return probability_MK
 

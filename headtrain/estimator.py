@@ -6,6 +6,7 @@ Legend: `N` rows, `L` labelled rows, `D` width, `K` classes, `S` style.
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
+from functools import cache
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Self
@@ -23,8 +24,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from cspipe.headtrain.calibration import best_temperature, held_out, without
 from cspipe.headtrain.clusters import draw_sample, look_at_rows
 from cspipe.headtrain.heads import Head, fit_heads
-from cspipe.headtrain.prior import class_prior, some_rows
-from cspipe.headtrain.projection import fit_projection
+from cspipe.headtrain.prior import prior_of_rows
 from cspipe.headtrain.settings import ClusterTerms, ContentTerm, HeadSettings, Prior, StyleTerm, method_settings
 from cspipe.headtrain.tasks import HeadTask
 from cspipe.store.errors import SettingError
@@ -160,9 +160,15 @@ class ContentStyleClassifier(
             raise SettingError(f"X holds values beyond {LARGEST:g}, too large for single precision: scale them first.")
         label_N = np.full(len(rows), -1, np.int64)
         label_N[labelled] = label_L
-        task = HeadTask(labelled, np.arange(len(rows)), training_seed(self.random_state),
-                        task_prior(rows, labelled, label_L, settings, len(classes)))  # fmt: skip
-        settings = settings_for(rows, task, label_L, settings, len(classes), device)
+        every = np.arange(len(rows))
+        draw = cache(lambda: draw_sample(rows, every, settings))
+        prior_K = prior_of_rows(settings, draw, rows, labelled, label_L, classes=len(classes))
+        task = HeadTask(labelled, every, training_seed(self.random_state), prior_K)
+        if settings.asks_for_clusters:
+            found = look_at_rows(
+                rows, draw(), labelled, label_L, settings, classes=len(classes), prior_K=prior_K, device=device
+            )
+            settings = found.borne_out(settings)
         held = held_out(label_L, task.seed) if self.calibrate else np.empty(0, np.int64)
         tasks = [task, without(task, labelled[held])] if len(held) else [task]
         fit = fit_heads(rows, torch.from_numpy(label_N), tasks, settings, classes=len(classes), device=device)
@@ -268,32 +274,6 @@ def training_seed(random_state: int | np.random.RandomState | None) -> int:
 def tensor(token_ND: NDArray[Any]) -> torch.Tensor:
     """The rows as a tensor, without a copy where torch can do without."""
     return torch.from_numpy(np.require(token_ND, requirements=["C", "W"]))
-
-
-def task_prior(rows: torch.Tensor, labelled: Ints, label_L: Ints, settings: HeadSettings, classes: int) -> Floats:
-    """The class prior `(K,)` that the settings name."""
-
-    def tokens(at: Ints) -> NDArray[np.float32]:
-        projection = fit_projection(rows, 0, scale_floor=settings.scale_floor, power=settings.power)
-        return projection.rows(rows[torch.from_numpy(at)]).numpy()
-
-    return class_prior(
-        settings.prior, given=settings.prior_given, token_ND=lambda: tokens(some_rows(len(rows))),
-        token_LD=lambda at: tokens(labelled[at]), label_L=label_L, classes=classes,
-    )  # fmt: skip
-
-
-def settings_for(
-    rows: torch.Tensor, task: HeadTask, label_L: Ints, settings: HeadSettings, classes: int, device: torch.device
-) -> HeadSettings:
-    """The settings, or what the labelled rows bear out of them."""
-    if not settings.asks_for_clusters:
-        return settings
-    sample = draw_sample(rows, task.unlabelled, settings)
-    found = look_at_rows(
-        rows, sample, task.labelled, label_L, settings, classes=classes, prior_K=task.prior_K, device=device
-    )
-    return found.borne_out(settings)
 
 
 def for_prediction(head: Head) -> Head:

@@ -47,6 +47,12 @@ class SharedRows:
         return fit_projection(self.stored_ND, 0)
 
     @cached_property
+    def table_ND(self) -> Tensor:
+        """Standardised tokens that may be looked at, on the device."""
+        stored_ND = resident(self.stored_ND, "self-training")
+        return self.projection.rows(stored_ND).to(self.device)
+
+    @cached_property
     def token_MD(self) -> Floats:
         """Standardised tokens to predict."""
         token: Floats = self.projection.rows(self.judged_MD).numpy()

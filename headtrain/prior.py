@@ -6,10 +6,13 @@ Legend: `N` rows, `L` labelled rows, `K` classes.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cspipe.headtrain.baselines import logistic
-from cspipe.headtrain.settings import Prior
+from cspipe.headtrain.chunked import Tokens
+from cspipe.headtrain.clusters import Sample
+from cspipe.headtrain.settings import HeadSettings, Prior
 from cspipe.store.errors import SettingError
 
 Doubles = NDArray[np.float64]
@@ -135,3 +138,39 @@ def class_prior(
             )
         return np.asarray(given, np.float64) / sum(given)
     return np.full(classes, 1 / classes)
+
+
+def prior_of_rows(
+    settings: HeadSettings,
+    draw: Callable[[], Sample],
+    tokens: Tokens,
+    labelled: Ints,
+    label_L: Ints,
+    *,
+    classes: int,
+) -> Doubles:
+    """The prior `(K,)` that the settings name, of rows as they are stored.
+
+    Args:
+        settings: of the head.
+        draw: gives a sample of the rows that may be looked at; asked for by `estimated` alone.
+        tokens: of all rows `(N, D)`.
+        labelled: numbers of the labelled rows. label_L: their classes.
+        classes: K.
+
+    Raises:
+        SettingError: see `class_prior`.
+    """
+
+    def looked_at() -> Floats:
+        sample = draw()
+        found: Floats = sample.plain.rows(sample.token_ND[torch.from_numpy(some_rows(len(sample.token_ND)))]).numpy()
+        return found
+
+    def known(at: Ints) -> Floats:
+        found: Floats = draw().plain.rows(tokens[torch.from_numpy(labelled[at])]).numpy()
+        return found
+
+    return class_prior(
+        settings.prior, given=settings.prior_given, token_ND=looked_at, token_LD=known, label_L=label_L, classes=classes
+    )

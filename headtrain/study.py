@@ -17,7 +17,7 @@ from cspipe.headtrain.clusters import TRIAL_STEPS, Findings, Sample, draw_sample
 from cspipe.headtrain.evaluate import Answers, accuracy, confusion
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.heads import Fit, Head, fit_heads, probabilities_of
-from cspipe.headtrain.prior import class_prior, some_rows
+from cspipe.headtrain.prior import prior_of_rows
 from cspipe.headtrain.rows import Ints, StudyRows
 from cspipe.headtrain.settings import HEAD_METHODS, HeadSettings, method_settings
 from cspipe.headtrain.tasks import HeadTask
@@ -220,19 +220,9 @@ class Study:
             return None
         key = (settings.prior, settings.prior_given, *rows_of(trial))
         if key not in self.memory.priors:
-
-            def looked_at() -> NDArray[np.float32]:
-                sample = self.sample(settings, trial)
-                at = torch.from_numpy(some_rows(len(sample.token_ND)))
-                return sample.plain.rows(sample.token_ND[at]).numpy()
-
-            def known(at: Ints) -> NDArray[np.float32]:
-                stored_LD = self.rows.token_ND[torch.from_numpy(trial.labelled[at])]
-                return self.sample(settings, trial).plain.rows(stored_LD).numpy()
-
-            self.memory.priors[key] = class_prior(
-                settings.prior, given=settings.prior_given, token_ND=looked_at, token_LD=known,
-                label_L=self.rows.label_N[trial.labelled], classes=self.rows.classes,
+            self.memory.priors[key] = prior_of_rows(
+                settings, partial(self.sample, settings, trial), self.rows.token_ND, trial.labelled,
+                self.rows.label_N[trial.labelled], classes=self.rows.classes,
             )  # fmt: skip
         return self.memory.priors[key]
 

@@ -21,7 +21,7 @@ from cspipe.headtrain.graph import (
     spread_labels,
 )
 from cspipe.headtrain.run import run_head
-from cspipe.headtrain.selftraining import fit_student, fit_teachers, self_training
+from cspipe.headtrain.selftraining import fit_student, fit_teachers, mean_vote, self_training
 from cspipe.headtrain.settings import method_settings
 
 SMALL = HeadSettings(components=0, hidden=32, style=4, steps=150, batch=32, labelled_batch=16)
@@ -183,15 +183,16 @@ def clusters(blobs):
 def test_teachers_differ_learn_the_labelled_rows_and_are_the_same_again(clusters):
     trial, _ = clusters
     settings = method_settings("supervised", SMALL)
-    first, again = fit_teachers(trial, settings), fit_teachers(trial, settings)
-    votes = [head.probabilities(trial.rows.stored_ND) for head in first]
-    assert len(first) == 4
-    for vote in votes:
+    table = trial.rows.table_ND.expand(4, -1, -1)
+    first, again = (fit_teachers(trial, settings).encode(table)[0].softmax(-1).detach() for _ in range(2))
+    assert first.shape == (4, 150, 3)
+    for vote in first:
         assert (vote[:12].argmax(1).numpy() == trial.label_L).all()
-    assert all(not torch.equal(votes[0], vote) for vote in votes[1:])
-    assert torch.equal(votes[0], again[0].probabilities(trial.rows.stored_ND))
-    other = fit_teachers(replace(trial, seed=1), settings)
-    assert all(not torch.equal(vote, other[0].probabilities(trial.rows.stored_ND)) for vote in votes)
+    assert all(not torch.equal(first[0], vote) for vote in first[1:])
+    assert torch.equal(first, again)
+    assert torch.equal(mean_vote(fit_teachers(trial, settings), trial.rows.table_ND), first.mean(0))
+    other = fit_teachers(replace(trial, seed=1), settings).encode(table)[0].softmax(-1)
+    assert all(not torch.equal(vote, other[0]) for vote in first)
 
 
 def test_a_student_learns_soft_votes_and_the_true_labels_over_wrong_votes(clusters):
@@ -203,11 +204,11 @@ def test_a_student_learns_soft_votes_and_the_true_labels_over_wrong_votes(cluste
     trial = replace(trial, rows=rows, label_L=np.full(12, 2))
     settings = replace(method_settings("supervised", SMALL), steps=400)
     votes = torch.tensor([0.3, 0.7, 0.0]).repeat(150, 1)
-    student = fit_student(trial, votes, fit_teachers(trial, settings)[0], settings)
-    learned = student.probabilities(stored)
+    student = fit_student(trial, votes, settings)
+    learned = mean_vote(student, trial.rows.table_ND)
     assert (learned[:12, 2] > 0.9).all()
     assert learned[12:].mean(0).numpy() == pytest.approx(np.array([0.3, 0.7, 0]), abs=0.05)
-    assert not student.stack.training
+    assert not student.training
 
 
 def test_self_training_is_no_worse_than_its_teachers_and_the_same_again(clusters):
@@ -215,8 +216,7 @@ def test_self_training_is_no_worse_than_its_teachers_and_the_same_again(clusters
     found = self_training(trial)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     teachers = fit_teachers(trial, method_settings("supervised", SMALL))
-    teacher = np.mean([
-        np.mean(head.probabilities(trial.rows.judged_MD).argmax(1).numpy() == truth) for head in teachers
-    ])  # fmt: skip
+    token_HMD = torch.from_numpy(trial.rows.token_MD).expand(4, -1, -1)
+    teacher = np.mean(teachers.encode(token_HMD)[0].argmax(-1).numpy() == truth)
     assert np.mean(found.argmax(1) == truth) >= teacher - 0.02
     assert np.array_equal(found, self_training(trial))
