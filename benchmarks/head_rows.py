@@ -21,7 +21,7 @@ STAGES = (
     ("scale_floor",), ("components",), ("content_term", "entropy_weight", "lambda_c"), ("style_term", "lambda_s"),
     ("lambda_mix", "mix_temperature"), ("norm",),
 )  # fmt: skip
-"""What the ablation changes together, in order; then the other weights, all else, averaging, the power, the class prior,
+"""What the ablation changes together, in order; then the other weights, all else, averaging, the power, class prior,
 and views."""
 
 TOKEN_WEIGHTS = (0.0005, 0.005, 1.0)

@@ -53,6 +53,14 @@ class SharedRows:
         return self.projection.rows(stored_ND).to(self.device)
 
     @cached_property
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """The same on as many principal components as a content-style head has by default `(N, P)`, and tokens to
+        predict likewise `(M, P)`, on the device."""
+        stored_ND = resident(self.stored_ND, "self-training")
+        projection = fit_projection(stored_ND, HeadSettings.components, device=self.device)
+        return projection.rows(stored_ND), projection.rows(self.judged_MD)
+
+    @cached_property
     def token_MD(self) -> Floats:
         """Standardised tokens to predict."""
         token: Floats = self.projection.rows(self.judged_MD).numpy()

@@ -209,7 +209,7 @@ def train_step(
             "style": batch.real.style_HBS,
         }
         if "token" in samples:
-            reals["token"] = table_TP[batch.real.row_HB]
+            reals["token"] = table_TP[batch.real.row_HB[:, : settings.rebuilt_batch or None]]
         judged = critic_losses(stack, samples, reals)
         apply_gradients(torch.stack(list(judged.values())).sum(), critic)
         told |= {f"critic_{name}": value.detach() for name, value in judged.items()}

@@ -147,7 +147,7 @@ def test_a_name_that_does_not_exist_is_told_with_the_nearest(run, words, told):
 def test_the_ablation_leads_from_the_paper_to_the_defaults_and_changes_each_setting_once(head, bench):
     variants = head.head_rows.ablation(bench)
     settings = [variant.settings for variant in variants]
-    assert settings[0] == method_settings("content-style-paper", bench.settings)
+    assert settings[0] == replace(method_settings("content-style-paper", bench.settings), prior="uniform")
     assert settings[-1] == method_settings("content-style", bench.settings)
     assert [variant.against for variant in variants] == [None, *(variant.name for variant in variants[:-1])]
     changed = [
@@ -155,7 +155,7 @@ def test_the_ablation_leads_from_the_paper_to_the_defaults_and_changes_each_sett
         for before, one in pairwise(settings)
     ]
     assert all(changed) and sum(map(len, changed)) == len(set().union(*changed))
-    assert changed[-1] == {"views"}
+    assert changed[-2:] == [{"prior"}, {"views"}]
 
 
 def test_the_ablation_groups_settings_that_exist(head):

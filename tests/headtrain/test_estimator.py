@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cspipe.headtrain import ContentStyleClassifier, HeadSettings, HeadTask, estimator, fit_heads
 from cspipe.headtrain.calibration import best_temperature, held_out
+from cspipe.headtrain.clusters import draw_sample
 from cspipe.headtrain.estimator import EXPECTED_FAILED_CHECKS
 from cspipe.store.errors import SettingError
 
@@ -218,6 +219,18 @@ def test_the_class_prior_is_followed(rows):
         assert small(prior=prior, steps=60).fit(rows.token, y).score(rows.token, rows.label) > 0.8
     given = small(prior="given", prior_given=[1, 1, 2], steps=20).fit(rows.token, y)
     assert given.head_.settings.prior_given == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "samples"),
+    [({}, 1), ({"prior": "uniform"}, 1), ({"cluster_terms": "always"}, 1),
+     ({"prior": "uniform", "cluster_terms": "always"}, 0)],
+)  # fmt: skip
+def test_one_sample_of_the_rows_tells_their_class_prior_and_how_they_lie(rows, few, monkeypatch, parameters, samples):
+    drawn = []
+    monkeypatch.setattr(estimator, "draw_sample", lambda *a: drawn.append(draw_sample(*a)) or drawn[-1])
+    small(steps=5, **parameters).fit(rows.token, few)
+    assert len(drawn) == samples
 
 
 @pytest.mark.parametrize(

@@ -204,8 +204,8 @@ def test_a_student_learns_soft_votes_and_the_true_labels_over_wrong_votes(cluste
     trial = replace(trial, rows=rows, label_L=np.full(12, 2))
     settings = replace(method_settings("supervised", SMALL), steps=400)
     votes = torch.tensor([0.3, 0.7, 0.0]).repeat(150, 1)
-    student = fit_student(trial, votes, settings)
-    learned = mean_vote(student, trial.rows.table_ND)
+    seen, _ = trial.rows.principal
+    learned = mean_vote(student := fit_student(trial, seen, votes, settings), seen)
     assert (learned[:12, 2] > 0.9).all()
     assert learned[12:].mean(0).numpy() == pytest.approx(np.array([0.3, 0.7, 0]), abs=0.05)
     assert not student.training
