@@ -182,17 +182,18 @@ With few rows, seen often, a short memory overfits: under yellow stripes `lr` .0
 HEAD_METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "content-style": {},
     "content-style-paper": {
-        "components": 0, "hidden": 512, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial",
-        "lambda_c": 0.1, "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0,
-        "cluster_terms": "always", "scale_floor": 0.0, "power": 1.0, "steps": 2000, "lr": 1e-3, "lr_end": 1.0,
-        "beta2": 0.999, "batch": 256, "rebuilt_batch": 0, "averaged": 0.0,
+        "components": 0, "norm": "batch", "content_term": "adversarial", "style_term": "adversarial", "lambda_c": 0.1,
+        "lambda_s": 0.1, "lambda_y": 0.001, "lambda_yy": 1.0, "lambda_mix": 0.0, "views": 0, "cluster_terms": "always",
+        "scale_floor": 0.0, "power": 1.0,
     },
     "supervised": {**LABELLED_ROWS_ALONE, **LONG_MEMORY},
 })  # fmt: skip
 """Name of a method -> what it sets above the user's settings.
 
 `content-style-paper` is the bare objective of arXiv 2410.02069 on the whole token, every divergence adversarial;
-its weights are ours, the text gives none. `supervised` is the same encoder with L_c alone, on the whole token, where
+its weights are ours, the text gives none, and it trains as content-style does. 2,000 steps at a rate of .001, of heads
+twice as wide, without averaged weights, took four times as long and gave .892 and .938 with 100 and 1,000 labels, these
+.895 and .938 (MNIST, lite0, dev rows). `supervised` is the same encoder with L_c alone, on the whole token, where
 it is the stronger baseline (.80 against .76 on projected MNIST tokens, 100 labels, dev rows), with `lr` and `beta2` of
 its own.
 """

@@ -170,7 +170,7 @@ def test_a_method_is_the_users_settings_with_its_own_on_top():
     mine = HeadSettings(style=7, hidden=33, lambda_s=0.5)
     assert method_settings("content-style", mine) == mine
     paper = method_settings("content-style-paper", mine)
-    assert (paper.style, paper.hidden, paper.lambda_s, paper.content_term) == (7, 512, 0.1, "adversarial")
+    assert (paper.style, paper.hidden, paper.lambda_s, paper.content_term) == (7, 33, 0.1, "adversarial")
     supervised = method_settings("supervised", mine)
     assert not supervised.semi_supervised
     assert supervised.hidden == 33
