@@ -73,10 +73,12 @@ def devices(chosen: str) -> Iterator[Finding]:
     from cspipe.extract.embed import pick_device
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("cpu", "ok", f"{cores} cores for this process, torch uses {torch.get_num_threads()} threads")
+    advice = 'heads train in half the time with precision = "bf16" in head.settings' if multiplies_bf16() else ""
+    told = f"{cores} cores for this process, torch uses {torch.get_num_threads()} threads"
+    yield Finding("cpu", "ok", f"{told}; bf16 products" if advice else told, advice)
     for number in range(torch.cuda.device_count()):
-        told = torch.cuda.get_device_properties(number)
-        yield Finding(f"cuda:{number}", "ok", f"{told.name}, {told.total_memory / 1e9:.1f} GB")
+        gpu = torch.cuda.get_device_properties(number)
+        yield Finding(f"cuda:{number}", "ok", f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB")
     if not torch.cuda.is_available():
         built = torch.version.cuda
         advice = "" if built else "for an NVIDIA GPU install a CUDA build of torch, see pytorch.org"
@@ -86,6 +88,14 @@ def devices(chosen: str) -> Iterator[Finding]:
         pick_device(chosen)
     except CspipeError as error:
         yield Finding("device", "problem", str(error), "set device in pipeline.toml, or give --device cpu")
+
+
+def multiplies_bf16() -> bool:
+    """True where the processor has instructions for products of bf16, as far as torch tells."""
+    import torch
+
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.8 has none
+    return any(has for name, has in tell().items() if name.endswith("bf16"))
 
 
 def memory() -> Finding:

@@ -47,6 +47,22 @@ def test_a_device_that_is_not_there_and_a_missing_library_are_problems(cspipe, m
     assert finding(told, "no-such-library")["found"] == "not installed"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "told"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "avx512_fp16": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_with_bf16_products_is_told_of(document, monkeypatch, capabilities, told):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cpu = finding(document("doctor"), "cpu")
+    assert cpu["state"] == "ok"
+    assert ("bf16 products" in cpu["found"]) == ('precision = "bf16"' in cpu["advice"]) == told
+
+
 def test_a_hub_that_does_not_answer_is_told_in_seconds_with_what_to_do(document, monkeypatch):
     def silent(*arguments):
         raise TimeoutError("no answer within 5 s")
