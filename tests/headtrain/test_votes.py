@@ -39,9 +39,9 @@ def seen(monkeypatch):
 
 
 def test_settings_of_a_voted_head_hold_no_term_that_relies_on_clusters():
-    left = HeadSettings(lambda_mix=0.7, anchors=9).by_votes()
+    left = HeadSettings(lambda_mix=0.7, anchors=9, components=77).by_votes()
     assert left.voted and left.semi_supervised and not left.asks_for_clusters
-    assert (left.voters, left.lambda_mix, left.lambda_c, left.anchors, left.components) == (3, 0.7, 0, 9, 0)
+    assert (left.voters, left.lambda_mix, left.lambda_c, left.anchors, left.components) == (3, 0.7, 0, 9, 77)
     assert HeadSettings(voters=5).by_votes().voters == 5 and HeadSettings().unvoted() == HeadSettings()
     assert not left.unvoted().semi_supervised and left.unvoted() == left.without_clusters()
     assert (left.lr, left.beta2) == (HeadSettings.lr, HeadSettings.beta2) != (left.unvoted().lr, left.unvoted().beta2)
