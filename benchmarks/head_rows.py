@@ -21,8 +21,8 @@ STAGES = (
     ("scale_floor",), ("components",), ("content_term", "entropy_weight", "lambda_c"), ("style_term", "lambda_s"),
     ("lambda_mix", "mix_temperature"), ("norm",),
 )  # fmt: skip
-"""What the ablation changes together, in order; then the other weights, all else, averaging, the power, class prior,
-and views."""
+"""What the ablation changes together, in order; then the other weights, all else, the power, the class prior and
+views."""
 
 TOKEN_WEIGHTS = (0.0005, 0.005, 1.0)
 """Weights of D_y in the predecessor's comparison: two that did no harm, and the one that ruined it."""
@@ -130,11 +130,11 @@ def ablation(bench: Bench) -> list[Variant]:
 
 def stages(bench: Bench) -> list[tuple[str, ...]]:
     """Every setting once, in groups; views only where the store has some."""
-    grouped = {name for names in STAGES for name in names} | {"averaged", "power", "prior", "views"}
+    grouped = {name for names in STAGES for name in names} | {"power", "prior", "views"}
     rest = [field.name for field in fields(HeadSettings) if field.name not in grouped]
     weights = tuple(name for name in rest if name.startswith("lambda_"))
     others = tuple(name for name in rest if name not in weights)
-    last = [("averaged",), ("power",), ("prior",), *([("views",)] if bench.rows.view_VND else [])]
+    last = [("power",), ("prior",), *([("views",)] if bench.rows.view_VND else [])]
     return [*STAGES, weights, others, *last]
 
 

@@ -4,7 +4,7 @@ Legend: `N` rows, `M` judged rows, `D` token width, `K` classes.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ def hold_out(labelled: Ints, label_N: Ints, seed: int) -> tuple[Ints, Ints]:
 def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:
     """The head again without the rows that are held out, with the settings that it was trained with."""
     settings, classes = saved.head.settings, len(saved.card["class_names"])
-    draw = cache(lambda: draw_sample(token_ND, every, settings))
+    draw = partial(draw_sample, token_ND, every, settings)
     prior_K = prior_of_rows(settings, draw, token_ND, labelled, label_N[labelled], classes=classes)
     task = HeadTask(labelled, every, int(saved.card["train_seed"]), prior_K)
     fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], settings, classes=classes, device=device)
@@ -208,7 +208,7 @@ def prior_of_head(
         kept_K: NDArray[np.float64] = head.prior_K.double().cpu().numpy()
         return kept_K
     return prior_of_rows(
-        head.settings, cache(lambda: draw_sample(token_ND, every, head.settings)), token_ND, labelled,
+        head.settings, partial(draw_sample, token_ND, every, head.settings), token_ND, labelled,
         label_N[labelled], classes=classes,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ Legend: `N` rows, `L` labelled rows, `K` classes.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def prior_of_rows(
 
     Args:
         settings: of the head.
-        draw: gives a sample of the rows that may be looked at; asked for by `estimated` alone.
+        draw: gives a sample of the rows that may be looked at; asked for by `estimated` alone, once.
         tokens: of all rows `(N, D)`.
         labelled: numbers of the labelled rows. label_L: their classes.
         classes: K.
@@ -161,14 +162,15 @@ def prior_of_rows(
     Raises:
         SettingError: see `class_prior`.
     """
+    drawn = cache(draw)
 
     def looked_at() -> Floats:
-        sample = draw()
+        sample = drawn()
         found: Floats = sample.plain.rows(sample.token_ND[torch.from_numpy(some_rows(len(sample.token_ND)))]).numpy()
         return found
 
     def known(at: Ints) -> Floats:
-        found: Floats = draw().plain.rows(tokens[torch.from_numpy(labelled[at])]).numpy()
+        found: Floats = drawn().plain.rows(tokens[torch.from_numpy(labelled[at])]).numpy()
         return found
 
     return class_prior(
