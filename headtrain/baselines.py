@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from cspipe.headtrain.given import Given
-from cspipe.headtrain.graph import equal_class_masses, nearest_in_table, spread_labels
-from cspipe.headtrain.selftraining import self_training
+from cspipe.headtrain.graph import (
+    VOTING_NEIGHBOURS,
+    Neighbours,
+    equal_class_masses,
+    nearest_in_table,
+    spread_labels,
+)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -100,7 +105,7 @@ def knn(
     token_MD: Floats,
     *,
     classes: int,
-    neighbours: int = 20,
+    neighbours: int = VOTING_NEIGHBOURS,
     temperature: float = 0.07,
 ) -> Floats:
     """Cosine k-nearest neighbours among the labelled rows, votes weighted by exp(cos / 0.07) (DINO's protocol).
@@ -110,9 +115,22 @@ def knn(
     """
     unit_LD = F.normalize(torch.from_numpy(token_LD), dim=1)
     nearest = nearest_in_table(torch.from_numpy(token_MD), unit_LD, neighbours=neighbours)
+    return votes_of(nearest, label_L, classes, temperature)
+
+
+def knn_of_given(given: Given) -> Floats:
+    """The same; where every row is labelled, what label propagation finds nearest serves both."""
+    stored_ND = given.rows.stored_ND
+    if isinstance(stored_ND, torch.Tensor) and len(given.at_L) == len(stored_ND):
+        return votes_of(given.rows.nearest, given.label_L[np.argsort(given.at_L)], given.classes)
+    return knn(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes)
+
+
+def votes_of(nearest: Neighbours, label_N: Ints, classes: int, temperature: float = 0.07) -> Floats:
+    """Votes `(M, K)` of the nearest rows of a table with such labels; they sum to 1."""
     weight_MC = np.exp((nearest.cosine - 1) / temperature)
-    votes_MK = np.zeros((len(token_MD), classes), np.float32)
-    np.add.at(votes_MK, (np.arange(len(token_MD))[:, None], label_L[nearest.row]), weight_MC)
+    votes_MK = np.zeros((len(nearest.row), classes), np.float32)
+    np.add.at(votes_MK, (np.arange(len(nearest.row))[:, None], label_N[nearest.row]), weight_MC)
     votes_MK /= votes_MK.sum(1, keepdims=True).clip(1e-30)
     return votes_MK
 
@@ -144,8 +162,7 @@ def label_propagation(given: Given) -> Floats:
 BASELINES: Mapping[str, Callable[[Given], Floats]] = MappingProxyType({
     "logistic": lambda given: logistic(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes,
                                        view_VLD=given.view_VLD),
-    "knn": lambda given: knn(given.token_LD, given.label_L, given.rows.token_MD, classes=given.classes),
+    "knn": knn_of_given,
     "label-propagation": label_propagation,
-    "self-training": self_training,
 })  # fmt: skip
 """Name -> function of what is given (see `Given`) that gives probabilities `(M, K)` of the rows to predict."""

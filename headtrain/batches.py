@@ -163,6 +163,7 @@ def draw_batches(
             unlabelled = draw_passes(pool, ahead * rows, generator).view(ahead, rows)
             views = [draw_views(unlabelled, pools, clean_rows, generator)] if pools.views else []
             share = torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype)
+            share = share if settings.mix_rows else torch.ones_like(share)
             parts.append((labelled, unlabelled, share, *views))
             if compares:
                 prior = draw_prior(pools.prior_HK[head], rows, generator, ahead)
@@ -177,7 +178,8 @@ def draw_batches(
 
 
 def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:
-    """Tokens of a step, `(H, X, P)`: labelled rows, unlabelled rows and their views; and shares where rows are mixed.
+    """Tokens of a step, `(H, X, P)`: labelled rows, unlabelled rows and their views; and shares where L_mix asks for
+    mixed rows or for views.
 
     Every row is copied out of the table once, straight to its place.
     """
@@ -187,4 +189,4 @@ def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tens
     views = [batch.view_HB] if mixes and batch.view_HB is not None else []
     row_HX = torch.cat([batch.labelled_HL, batch.unlabelled_HB, *views], 1)
     token_HXP = table_TP.index_select(0, row_HX.view(-1)).view(*row_HX.shape, table_TP.shape[1])
-    return token_HXP, batch.share_HB1 if mixes else None
+    return token_HXP, batch.share_HB1 if mixes and (settings.mix_rows or views) else None

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 ALL_AT_ONCE = ("label-propagation", "self-training")
 """Methods that look at all rows at once."""
 
-WITHOUT_ALL_ROWS = (*HEAD_METHODS, "logistic", "knn")
+WITHOUT_ALL_ROWS = (*(method for method in HEAD_METHODS if method not in ALL_AT_ONCE), "logistic", "knn")
 """Methods that do not."""
 
 MEMORY_TOLD = Path("/proc/meminfo")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +19,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-NEIGHBOURS = 10
+NEIGHBOURS, VOTING_NEIGHBOURS = 10, 20
+"""Of a row in the graph (Iscen et al. 2019 have 50), and those that vote in k-nearest-neighbours (DINO's protocol)."""
 
 ROWS_AT_ONCE = 2000
 """A block of cosines stays in the cache, and its rows do not lie a power of two apart, which makes transposing slow:
@@ -37,6 +38,10 @@ class Neighbours:
 
     row: Ints
     cosine: Floats
+
+    def first(self, number: int) -> "Neighbours":
+        """The nearest so many."""
+        return Neighbours(self.row[:, :number], self.cosine[:, :number])
 
 
 class Nearest:
@@ -127,7 +132,7 @@ def normalised_affinity(own: Neighbours) -> sparse.csr_array:
 def spread_labels(
     affinity: sparse.csr_array, at_L: Ints, label_L: Ints, *, classes: int, alpha: float = 0.99, tolerance: float = 1e-6
 ) -> Doubles:
-    """Solves (I - alpha S) F = Y by conjugate gradients, class by class (Zhou et al. 2004, up to a factor).
+    """Solves (I - alpha S) F = Y by conjugate gradients, all classes at once (Zhou et al. 2004, up to a factor).
 
     Args:
         affinity: S, see `normalised_affinity`.
@@ -143,8 +148,14 @@ def spread_labels(
     system = sparse.csr_array(sparse.eye_array(rows) - alpha * affinity)
     label_NK = np.zeros((rows, classes))
     label_NK[at_L, label_L] = 1
-    spread = [cg(system, label_N, rtol=tolerance)[0] for label_N in label_NK.T]
-    return np.stack(spread, 1).clip(0)
+
+    def of_all_classes(spread: Doubles) -> Doubles:
+        product: Doubles = (system @ spread.reshape(rows, classes)).ravel()
+        return product
+
+    blocks = LinearOperator((rows * classes, rows * classes), matvec=of_all_classes, dtype=np.float64)
+    spread_NK: Doubles = cg(blocks, label_NK.ravel(), rtol=tolerance)[0].reshape(rows, classes)
+    return spread_NK.clip(0)
 
 
 def equal_class_masses(spread_NK: Doubles) -> Doubles:

@@ -38,7 +38,8 @@ def objective(
         settings: weights and estimators.
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
-            before it; None: no L_mix.
+            before it; None: L_mix is of the unlabelled rows as they are, where `settings.mix_rows` is off, else left
+            out.
         vote_HBK: class probabilities of the unlabelled rows that L_mix follows; None: their own content.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
         image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
@@ -61,6 +62,8 @@ def objective(
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
         return terms, judged
+    if settings.lambda_mix and not settings.mix_rows and share_HB1 is None:
+        mixed_HBK, share_HB1 = logits_HBK, torch.ones_like(logits_HBK[..., :1])
     style_HBS, token_HBP = style_HXS[:, known:], token_HXP[:, known : logits_HXK.shape[1]]
     content_HBK, entropy, marginal_kl = losses.content_divergence(logits_BK=logits_HBK, prior_K=prior_HK)
     shown = {"content": content_HBK, "style": style_HBS}

@@ -25,9 +25,6 @@ from cspipe.store.errors import SettingError
 from cspipe.store.split import labelled_folds
 
 METHODS = (*HEAD_METHODS, *BASELINES)
-SEEDED_BASELINES = frozenset({"self-training"})
-"""Baselines that a training seed and the head's settings change."""
-
 FOLDS = 5
 
 OnProgress = Callable[[str, float], None]
@@ -107,7 +104,7 @@ class Memory:
 
     Attributes:
         rows: of the trial at hand, with their graph of nearest neighbours.
-        answers: of the baselines that neither a training seed nor the head's settings change, by their labelled rows.
+        answers: of the baselines, by their labelled rows.
         priors: class priors, by their kind and labelled rows.
         samples: of rows that may be looked at, by their scale, power and the rows held out; the last one alone.
         findings: what `look_at_rows` found, by the settings and labelled rows.
@@ -250,16 +247,13 @@ class Study:
 
     def baseline(self, method: str) -> Iterator[Answers]:
         """Answers of one baseline, trial by trial."""
-        known = dict[object, Answers]() if method in SEEDED_BASELINES else self.memory.answers
+        known = self.memory.answers
         for number, trial in enumerate(self.trials):
-            seed = trial.train_seed if method in SEEDED_BASELINES else None
-            key = (method, seed, *rows_of(trial))
+            key = (method, *rows_of(trial))
             if key not in known:
                 at_L = np.searchsorted(trial.unlabelled, trial.labelled)
-                given = Given(
-                    self.shared_rows(trial), at_L, self.rows.label_N[trial.labelled], self.rows.classes,
-                    trial.train_seed, self.settings,
-                )  # fmt: skip
+                label_L = self.rows.label_N[trial.labelled]
+                given = Given(self.shared_rows(trial), at_L, label_L, self.rows.classes)
                 known[key] = self.answers(trial, torch.from_numpy(BASELINES[method](given)))
             yield known[key]
             if self.on_progress:

@@ -1,6 +1,4 @@
-"""The nearest-neighbour graph, labels that spread along it, and one round of self-training."""
-
-from dataclasses import replace
+"""The nearest-neighbour graph, and labels that spread along it."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import torch
 from scipy import sparse
 from sklearn.datasets import make_moons
 
-from cspipe.headtrain import HeadSettings, given
+from cspipe.headtrain import given
 from cspipe.headtrain.baselines import knn, label_propagation
 from cspipe.headtrain.given import Given, SharedRows
 from cspipe.headtrain.graph import (
@@ -21,10 +19,6 @@ from cspipe.headtrain.graph import (
     spread_labels,
 )
 from cspipe.headtrain.run import run_head
-from cspipe.headtrain.selftraining import fit_student, fit_teachers, mean_vote, self_training
-from cspipe.headtrain.settings import method_settings
-
-SMALL = HeadSettings(components=0, hidden=32, style=4, steps=150, batch=32, labelled_batch=16)
 
 
 def unit_rows(count, width=5, seed=0):
@@ -42,7 +36,7 @@ def moons(count, seed):
 
 def what_is_given(token, at, label, judged, *, classes=2):
     rows = SharedRows(torch.from_numpy(token), torch.from_numpy(judged))
-    return Given(rows, np.array(at), np.array(label), classes, settings=SMALL)
+    return Given(rows, np.array(at), np.array(label), classes)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 40, 4096])
@@ -171,52 +165,3 @@ def test_in_cross_validation_the_graph_of_a_fold_leaves_its_held_out_rows_out(ma
     assert len(graphs) == 10
     assert sum(60 - size for size in graphs) == 48
     assert len(document["results"]) == 2
-
-
-@pytest.fixture
-def clusters(blobs):
-    """A trial on 150 rows of three classes, twelve of them labelled, and the classes of the rows to predict."""
-    rows, judged = blobs(150, 1), blobs(90, 2)
-    return what_is_given(rows.token, np.arange(12), rows.label[:12], judged.token, classes=3), judged.label
-
-
-def test_teachers_differ_learn_the_labelled_rows_and_are_the_same_again(clusters):
-    trial, _ = clusters
-    settings = method_settings("supervised", SMALL)
-    table = trial.rows.table_ND.expand(4, -1, -1)
-    first, again = (fit_teachers(trial, settings).encode(table)[0].softmax(-1).detach() for _ in range(2))
-    assert first.shape == (4, 150, 3)
-    for vote in first:
-        assert (vote[:12].argmax(1).numpy() == trial.label_L).all()
-    assert all(not torch.equal(first[0], vote) for vote in first[1:])
-    assert torch.equal(first, again)
-    assert torch.equal(mean_vote(fit_teachers(trial, settings), trial.rows.table_ND), first.mean(0))
-    other = fit_teachers(replace(trial, seed=1), settings).encode(table)[0].softmax(-1)
-    assert all(not torch.equal(vote, other[0]) for vote in first)
-
-
-def test_a_student_learns_soft_votes_and_the_true_labels_over_wrong_votes(clusters):
-    """Every row is voted 0.3, 0.7, 0; the labelled rows are of class 2 in truth and far from the others."""
-    trial, _ = clusters
-    stored = trial.rows.stored_ND.clone()
-    stored[:12] += 20
-    rows = replace(trial.rows, stored_ND=stored)
-    trial = replace(trial, rows=rows, label_L=np.full(12, 2))
-    settings = replace(method_settings("supervised", SMALL), steps=400)
-    votes = torch.tensor([0.3, 0.7, 0.0]).repeat(150, 1)
-    seen, _ = trial.rows.principal
-    learned = mean_vote(student := fit_student(trial, seen, votes, settings), seen)
-    assert (learned[:12, 2] > 0.9).all()
-    assert learned[12:].mean(0).numpy() == pytest.approx(np.array([0.3, 0.7, 0]), abs=0.05)
-    assert not student.training
-
-
-def test_self_training_is_no_worse_than_its_teachers_and_the_same_again(clusters):
-    trial, truth = clusters
-    found = self_training(trial)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
-    teachers = fit_teachers(trial, method_settings("supervised", SMALL))
-    token_HMD = torch.from_numpy(trial.rows.token_MD).expand(4, -1, -1)
-    teacher = np.mean(teachers.encode(token_HMD)[0].argmax(-1).numpy() == truth)
-    assert np.mean(found.argmax(1) == truth) >= teacher - 0.02
-    assert np.array_equal(found, self_training(trial))

@@ -238,7 +238,10 @@ def test_several_training_seeds_of_a_split_are_rows_of_their_own_and_the_first_o
         means = [(value[split, 3] + value[split, 4]) / 2 for split in range(2)]
         assert told["summary"][method]["ci95"] == pytest.approx(interval(means))
     heads = Path(told["run"]) / "heads"
-    assert {path.name for path in heads.iterdir()} == {"content-style-0.safetensors", "content-style-1.safetensors"}
+    kept_heads = {
+        f"{method}-{split}.safetensors" for method in ("content-style", "self-training") for split in range(2)
+    }
+    assert {path.name for path in heads.iterdir()} == kept_heads
     saved, rows = load_head(heads / "content-style-1.safetensors"), read_rows(store)
     right = float(np.mean(saved.head.predict(rows.eval_token_MD) == rows.eval_label_M))
     kept, other = (r["accuracy"] for r in told["results"][1:4:2])

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, heads, losses
-from cspipe.headtrain.batches import Votes
+from cspipe.headtrain.batches import Pools, Votes, draw_batches, gather
 from cspipe.headtrain.headfile import load_head, save_head
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import objective
+from cspipe.headtrain.settings import method_settings
 from cspipe.headtrain.tasks import table_of_tasks
+from cspipe.headtrain.train import train_heads
 
 EVERY, CLASSES = np.arange(90), 3
 TASKS = [HeadTask(np.arange(9), EVERY), HeadTask(np.arange(9, 18), EVERY, 4), HeadTask(np.arange(9), EVERY[:60])]
@@ -65,6 +67,64 @@ def test_l_mix_follows_given_votes_in_place_of_the_head_s_own_content():
     torch.testing.assert_close(terms["L_mix"], expected)
     own, _ = objective(stack, token_HXP, label_HL, prior_HK, settings, share_HB1=share_HB1)
     assert not torch.allclose(own["L_mix"], expected)
+
+
+def test_self_training_relies_on_no_clusters_and_takes_no_more_steps_than_it_is_given():
+    settings = method_settings("self-training", HeadSettings())
+    assert settings.voted and not settings.asks_for_clusters and not settings.mix_rows
+    assert max(settings.lambda_c, settings.lambda_s, settings.lambda_y, settings.lambda_yy) == 0
+    assert (settings.steps, settings.components) == (400, HeadSettings.components)
+    assert method_settings("self-training", HeadSettings(steps=20)).steps == 20
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_rows_that_are_not_mixed_follow_their_own_vote_and_so_do_their_views(views):
+    generator = torch.Generator().manual_seed(0)
+    stack = ContentStyle(width=5, classes=CLASSES, style=2, hidden=7, critics={}, seeds=[1, 2]).double()
+    token_TP = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    pools = Pools([torch.arange(3)] * 2, [torch.arange(20)] * 2, torch.full((2, CLASSES), 1 / 3), int(views))
+    settings = method_settings("self-training", HeadSettings(batch=8, labelled_batch=3))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    batch = next(draw_batches(pools, settings, generators, 40 if views else 20, torch.float64))
+    token_HXP, share_HB1 = gather(token_TP, batch, settings)
+    assert (share_HB1 is not None) is views
+    vote_HBK = torch.rand(2, 8, CLASSES, generator=generator, dtype=torch.float64).softmax(-1)
+    terms, _ = objective(
+        stack, token_HXP, torch.zeros(2, 3, dtype=torch.int64), pools.prior_HK, settings, share_HB1=share_HB1,
+        vote_HBK=vote_HBK,
+    )  # fmt: skip
+    row_HB = batch.view_HB if views else batch.unlabelled_HB
+    log_content_HBK = stack.encode(token_TP[row_HB])[0].log_softmax(-1)
+    torch.testing.assert_close(terms["L_mix"], -(vote_HBK * log_content_HBK).sum(-1).mean(-1))
+
+
+def test_a_head_learns_soft_votes_and_the_true_labels_over_wrong_votes(rows, quick):
+    """Every row is voted 0.3, 0.7, 0; the labelled rows are of class 2 in truth and far from the others."""
+    token_ND, known_L = rows[0].clone(), torch.arange(9)
+    token_ND[known_L] += 20
+    vote_1VK = torch.tensor([0.3, 0.7, 0.0]).repeat(1, 90, 1)
+    vote_1VK[0, known_L] = torch.tensor([0.0, 0.0, 1.0])
+    settings = replace(method_settings("self-training", replace(quick, steps=400)), components=0)
+    stack = ContentStyle(width=token_ND.shape[1], classes=CLASSES, style=4, hidden=16, critics={}, seeds=[0])
+    every_N = torch.arange(90)
+    pools = Pools([known_L], [every_N], torch.full((1, CLASSES), 1 / 3), 0, Votes(vote_1VK.half(), every_N))
+    train_heads(stack, token_ND, torch.full((90,), 2), pools, settings, seeds=[0])
+    learned_NK = stack.encode(token_ND[None])[0][0].softmax(-1).detach()
+    assert (learned_NK[known_L, 2] > 0.9).all()
+    assert learned_NK[9:].mean(0).numpy() == pytest.approx(np.array([0.3, 0.7, 0]), abs=0.05)
+
+
+def test_self_training_is_no_worse_than_a_supervised_head_and_the_same_again(rows, blobs, quick):
+    judged = blobs(300, 2)
+
+    def right(method):
+        settings = method_settings(method, replace(quick, steps=150))
+        fits = [fit_heads(*rows, TASKS[:2], settings, classes=CLASSES) for _ in range(2)]
+        first, again = ([head.predict(torch.from_numpy(judged.token)) for head in fit.heads] for fit in fits)
+        assert np.array_equal(first, again)
+        return np.mean(np.array(first) == judged.label)
+
+    assert right("self-training") >= right("supervised") - 0.01
 
 
 @pytest.mark.parametrize("anchors", [0, 6])
