@@ -212,8 +212,8 @@ class Study:
         return self.memory.samples[key]
 
     def prior(self, settings: HeadSettings, trial: Trial) -> NDArray[np.float64] | None:
-        """Class prior of one trial, from its labelled and unlabelled rows alone; None where no term asks for it."""
-        if not settings.semi_supervised:
+        """Class prior of one trial, from its labelled and unlabelled rows alone; None where no D_c asks for it."""
+        if not settings.lambda_c:
             return None
         key = (settings.prior, settings.prior_given, *rows_of(trial))
         if key not in self.memory.priors:
