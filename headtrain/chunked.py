@@ -118,11 +118,12 @@ def resident(tokens: Tokens, what: str) -> Tensor:
 def resident_bytes(split: Split, views: int, methods: Sequence[str], settings: HeadSettings) -> int:
     """What a split and its views take in memory, bytes: as stored, and projected for the method that keeps most.
 
-    Dev rows are counted too.
+    Voters, who see whole tokens, and dev rows are counted too.
     """
     width, itemsize = split.shape.width, np.dtype(split.shape.dtype).itemsize
-    components = [method_settings(method, settings).components for method in methods if method in HEAD_METHODS]
-    projected = max((min(count or width, width) for count in components), default=width)
+    chosen = [method_settings(method, settings) for method in methods if method in HEAD_METHODS]
+    own = [min(each.components or width, width) + width * each.voted for each in chosen]
+    projected = max(own, default=width)
     return len(split) * (1 + views) * (width * itemsize + 4 * projected)
 
 

@@ -231,6 +231,7 @@ def test_a_run_streams_where_the_rows_do_not_fit_and_draws_the_same_labels(chunk
     opened = open_store(chunked)["train"]
     streamed = run(memory_gb=memory / 1e9)
     assert resident_bytes(opened, 1, ("content-style",), quick) == 398 * 2 * 24 * (4 + 4) > memory
+    assert resident_bytes(opened, 1, ("self-training", "supervised"), quick) == 398 * 2 * 24 * (4 + 8)
     assert "streamed_in_gb" not in loaded["rows"]
     assert streamed["rows"] == loaded["rows"] | {"streamed_in_gb": pytest.approx(memory / 1e9, abs=1e-8)}
     assert streamed["split_hash"] == loaded["split_hash"]
