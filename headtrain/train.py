@@ -4,6 +4,7 @@ Legend: `H` heads, `T` clean rows of the resident table, `V` views of each, `P` 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,9 +40,23 @@ def compiled(function: Objective) -> Objective:
     return call
 
 
+def undecorated(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What a decorator was put on."""
+    wrapped: Callable[..., Any] = getattr(method, "__wrapped__", method)
+    return wrapped
+
+
+class Adam(torch.optim.Adam):
+    """torch's own, without the decorators that serve torch.compile on optimisers: they import torch._dynamo, which
+    takes two seconds of every run, and nothing here compiles a step."""
+
+    add_param_group = undecorated(torch.optim.Adam.add_param_group)
+    step = torch.no_grad()(undecorated(torch.optim.Adam.step))
+
+
 def adam(parameters: list[torch.nn.Parameter], lr: float, beta2: float = 0.999) -> torch.optim.Adam:
     """Adam with the fused kernel; steps of stacked heads are independent of one another."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, beta2), fused=True)
+    return Adam(parameters, lr=lr, betas=(0.9, beta2), fused=True)
 
 
 def apply_gradients(

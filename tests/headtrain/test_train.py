@@ -1,5 +1,7 @@
 """Many heads at once are each head alone; which rows a step sees; which terms and discriminators are switched on."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from cspipe.headtrain.losses import interpolation, sharpened, token_reconstructi
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import critics_in_use, objective, total
 from cspipe.headtrain.settings import HeadSettings
-from cspipe.headtrain.train import train_heads
+from cspipe.headtrain.train import adam, train_heads
 from cspipe.store.errors import SettingError
 
 BASE = HeadSettings(style_term="adversarial", style=4, hidden=16, discriminator=8, batch=32, labelled_batch=12)
@@ -316,3 +318,31 @@ def test_a_head_that_is_lost_goes_back_to_its_last_good_state_and_the_others_not
     for name, value in stack.state_dict().items():
         torch.testing.assert_close(value[1], calm.state_dict()[name][1], rtol=0, atol=1e-6)
     assert history[-1]["L_c"][0] < 0.7 * history[0]["L_c"][0]
+
+
+def test_adam_is_torchs_own_to_the_last_bit_and_keeps_its_schedule():
+    def steps(make):
+        weight = torch.nn.Parameter(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
+        optimiser = make([weight])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10, 0.01)
+        for _ in range(8):
+            weight.grad = weight.detach().sin()
+            optimiser.step()
+            schedule.step()
+        return weight.detach(), schedule.get_last_lr()
+
+    ours = steps(lambda weights: adam(weights, 0.1, 0.95))
+    theirs = steps(lambda weights: torch.optim.Adam(weights, lr=0.1, betas=(0.9, 0.95), fused=True))
+    assert torch.equal(ours[0], theirs[0]) and ours[1] == theirs[1]
+
+
+def test_training_does_without_torchs_compiler_whose_import_takes_seconds():
+    code = """
+import sys
+import numpy, torch
+from cspipe.headtrain import HeadSettings, HeadTask, fit_heads
+fit_heads(torch.randn(60, 5), torch.arange(60) % 3, [HeadTask(numpy.arange(9), numpy.arange(60))],
+          HeadSettings(hidden=8, style=2, steps=3), classes=3)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
