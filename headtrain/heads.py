@@ -109,7 +109,7 @@ def fit_heads(
         classes: K.
         view_VND: tokens of augmented views of the same rows, `(N, D)` each, kept where those of the rows are.
         device: where tables and heads live.
-        on_step: called with the number of steps done, some fifty times.
+        on_step: called with the number of steps done, some fifty times; voters' steps count in proportion.
 
     Raises:
         SettingError: a task without labelled rows or with a label outside 0..K-1, or without unlabelled rows;
@@ -125,6 +125,12 @@ def fit_heads(
     prior_HK = torch.stack([torch.full((classes,), 1 / classes) if task.prior_K is None
                             else torch.from_numpy(task.prior_K).float() for task in tasks])  # fmt: skip
     seeds = [task.seed for task in tasks]
+    before = voters_steps(settings) if settings.voted else 0
+
+    def told(done: int) -> None:
+        if on_step:
+            on_step(done * settings.steps // (before + settings.steps))
+
     opened: AbstractContextManager[Table]
     if isinstance(token_ND, ChunkedTokens):
         parts = [token_ND, *(view for view in view_VND if isinstance(view, ChunkedTokens))]
@@ -136,7 +142,9 @@ def fit_heads(
         resident = [view for view in view_VND if isinstance(view, Tensor)]
         own = replace(settings, anchors=0) if settings.voted else settings
         held = table_of_tasks(token_ND, label_N, resident, tasks, own, device)
-        opened = nullcontext(polled(held, token_ND, label_N, resident, tasks, given, classes) if own.voted else held)
+        opened = nullcontext(
+            polled(held, token_ND, label_N, resident, tasks, given, classes, told) if own.voted else held
+        )
     with opened as table:
         stack = ContentStyle(
             width=table.projections[0].width, classes=classes, style=settings.style, hidden=settings.hidden,
@@ -144,8 +152,8 @@ def fit_heads(
         ).to(device)  # fmt: skip
         pools = Pools(table.labelled, table.unlabelled, prior_HK.to(device), len(view_VND), table.votes)
         history = train_heads(
-            stack, table.table_TP, table.label_T, pools, settings, seeds=seeds, on_step=on_step,
-            before_step=table.renew,
+            stack, table.table_TP, table.label_T, pools, settings, seeds=seeds,
+            on_step=lambda step: told(before + step), before_step=table.renew,
         )  # fmt: skip
     heads = [Head(stack.one(h), table.projections[g], given, prior_HK[h]) for h, g in enumerate(table.group)]
     return Fit(heads, history)
@@ -159,6 +167,7 @@ def polled(
     tasks: Sequence[HeadTask],
     settings: HeadSettings,
     classes: int,
+    on_step: Callable[[int], None],
 ) -> Table:
     """The table with the mean votes of supervised heads on unlabelled rows: soft-vote self-training (arXiv 2503.09707).
 
@@ -171,10 +180,11 @@ def polled(
     device = table.table_TP.device
     rows, group = group_tasks(tasks)
     drawn = [np.sort(np.random.default_rng(0).permutation(len(pool))[:VOTED_ROWS]) for pool in rows]
-    alone = replace(settings.without_clusters(), steps=min(settings.steps, VOTERS_STEPS), compile=False)
+    alone = replace(settings.without_clusters(), steps=voters_steps(settings), compile=False)
     voters = fit_several(
-        settings.voters, token_ND, label_N, tasks, alone, classes=classes, view_VND=view_VND, device=device
-    )
+        settings.voters, token_ND, label_N, tasks, alone, classes=classes, view_VND=view_VND, device=device,
+        on_step=on_step,
+    )  # fmt: skip
     vote_HVK = torch.zeros(len(tasks), max(map(len, drawn)), classes, dtype=torch.float16, device=device)
     for number, (pool, places) in enumerate(zip(rows, drawn, strict=True)):
         asked = [head for head, of in enumerate(group) if of == number]
@@ -195,6 +205,11 @@ def polled(
     return replace(table, unlabelled=seen, votes=Votes(vote_HVK, place_T))
 
 
+def voters_steps(settings: HeadSettings) -> int:
+    """Steps of a voter."""
+    return min(settings.steps, VOTERS_STEPS)
+
+
 def fit_several(
     number: int,
     token_ND: Tokens,
@@ -205,8 +220,11 @@ def fit_several(
     classes: int,
     view_VND: Sequence[Tokens] = (),
     device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] | None = None,
 ) -> list[list[Head]]:
     """So many heads of each task, which differ in their weights and batches; for the rest see `fit_heads`."""
     several = [replace(task, seed=task.seed * number + which) for task in tasks for which in range(number)]
-    fit = fit_heads(token_ND, label_N, several, settings, classes=classes, view_VND=view_VND, device=device)
+    fit = fit_heads(
+        token_ND, label_N, several, settings, classes=classes, view_VND=view_VND, device=device, on_step=on_step
+    )
     return [fit.heads[first : first + number] for first in range(0, len(several), number)]

@@ -181,6 +181,14 @@ def test_a_voted_head_comes_back_from_its_file_and_names_its_voters(rows, voted,
     assert back.settings == voted and torch.equal(back.probabilities(rows[0]), head.probabilities(rows[0]))
 
 
+def test_progress_rises_through_the_voters_and_the_head_to_its_last_step(rows, voted, monkeypatch):
+    monkeypatch.setattr(heads, "VOTERS_STEPS", 10)
+    told = []
+    fit_heads(*rows, TASKS, voted, classes=CLASSES, on_step=told.append)
+    assert told == sorted(told) and len(told) == 30
+    assert (told[9], told[-1]) == (10 * 20 // 30, 20)
+
+
 def test_votes_are_read_at_the_place_of_a_row_of_the_table():
     vote_HVK = torch.arange(12).view(2, 3, 2).half()
     votes = Votes(vote_HVK, torch.tensor([0, 0, 2, 1]))
