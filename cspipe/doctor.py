@@ -73,7 +73,7 @@ def devices(chosen: str) -> Iterator[Finding]:
     from cspipe.extract.embed import pick_device
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    advice = 'heads train in half the time with precision = "bf16" in head.settings' if multiplies_bf16() else ""
+    advice = 'heads train faster with precision = "bf16" in head.settings' if multiplies_bf16() else ""
     told = f"{cores} cores for this process, torch uses {torch.get_num_threads()} threads"
     yield Finding("cpu", "ok", f"{told}; bf16 products" if advice else told, advice)
     for number in range(torch.cuda.device_count()):
