@@ -48,7 +48,7 @@ def undecorated(method: Callable[..., Any]) -> Callable[..., Any]:
 
 class Adam(torch.optim.Adam):
     """torch's own, without the decorators that serve torch.compile on optimisers: they import torch._dynamo, which
-    takes two seconds of every run, and nothing here compiles a step."""
+    takes a second of every run, and nothing here compiles a step."""
 
     add_param_group = undecorated(torch.optim.Adam.add_param_group)
     step = torch.no_grad()(undecorated(torch.optim.Adam.step))

@@ -336,7 +336,7 @@ def test_adam_is_torchs_own_to_the_last_bit_and_keeps_its_schedule():
     assert torch.equal(ours[0], theirs[0]) and ours[1] == theirs[1]
 
 
-def test_training_does_without_torchs_compiler_whose_import_takes_seconds():
+def test_training_does_without_torchs_compiler_whose_import_takes_a_second():
     code = """
 import sys
 import numpy, torch
