@@ -23,7 +23,7 @@ from cspipe.finetune.plan import TrainRows
 from cspipe.finetune.settings import FinetuneSettings
 from cspipe.finetune.supply import Anchors, Seen, Supply, regulariser_terms
 from cspipe.finetune.world import ALONE, World
-from cspipe.headtrain.batches import draw_prior
+from cspipe.headtrain.batches import draw_prior, draw_shares
 from cspipe.headtrain.objective import critic_losses, objective, total
 from cspipe.headtrain.settings import HeadSettings
 
@@ -152,8 +152,7 @@ def shares(parts: Parts, unlabelled_1BP: Tensor, generator: torch.Generator) -> 
     """
     if not parts.head_settings.lambda_mix or not parts.head_settings.semi_supervised:
         return None
-    like = unlabelled_1BP
-    return torch.rand(1, like.shape[1], 1, generator=generator, device=like.device, dtype=like.dtype)
+    return draw_shares(1, unlabelled_1BP.shape[1], parts.head_settings, generator, unlabelled_1BP.dtype)
 
 
 def pixels_rebuilt(parts: Parts, one: Pass, labelled: int) -> Tensor | None:

@@ -128,6 +128,14 @@ def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: i
     return torch.searchsorted(edges_K, point_QB, right=True).clamp_max(len(prior_K) - 1)
 
 
+def draw_shares(
+    steps: int, rows: int, settings: HeadSettings, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """What each row keeps when it is mixed with the one before it `(steps, rows, 1)`: all, where none is mixed."""
+    drawn = torch.rand(steps, rows, 1, generator=generator, device=generator.device, dtype=dtype)
+    return drawn if settings.mix_rows else torch.ones_like(drawn)
+
+
 def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator) -> Tensor:
     """For each row itself, half of the time, or one of its views; the rows where there are none.
 
@@ -162,8 +170,7 @@ def draw_batches(
             labelled = draw_views(known, pools, clean_rows, generator)
             unlabelled = draw_passes(pool, ahead * rows, generator).view(ahead, rows)
             views = [draw_views(unlabelled, pools, clean_rows, generator)] if pools.views else []
-            share = torch.rand(ahead, rows, 1, generator=generator, device=pool.device, dtype=dtype)
-            share = share if settings.mix_rows else torch.ones_like(share)
+            share = draw_shares(ahead, rows, settings, generator, dtype)
             parts.append((labelled, unlabelled, share, *views))
             if compares:
                 prior = draw_prior(pools.prior_HK[head], rows, generator, ahead)
@@ -178,8 +185,7 @@ def draw_batches(
 
 
 def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor | None]:
-    """Tokens of a step, `(H, X, P)`: labelled rows, unlabelled rows and their views; and shares where L_mix asks for
-    mixed rows or for views.
+    """Tokens of a step, `(H, X, P)`: labelled rows, unlabelled rows and their views; and shares where rows are mixed.
 
     Every row is copied out of the table once, straight to its place.
     """
@@ -189,4 +195,4 @@ def gather(table_TP: Tensor, batch: Batch, settings: HeadSettings) -> tuple[Tens
     views = [batch.view_HB] if mixes and batch.view_HB is not None else []
     row_HX = torch.cat([batch.labelled_HL, batch.unlabelled_HB, *views], 1)
     token_HXP = table_TP.index_select(0, row_HX.view(-1)).view(*row_HX.shape, table_TP.shape[1])
-    return token_HXP, batch.share_HB1 if mixes and (settings.mix_rows or views) else None
+    return token_HXP, batch.share_HB1 if mixes else None

@@ -59,17 +59,18 @@ class SharedRows:
         token: Floats = self.projection.rows(self.judged_MD).numpy()
         return token
 
-    def unit_rows(self, what: str) -> Tensor:
-        """Standardised tokens that may be looked at, of length 1, on the device; `what` needs all of them."""
-        return F.normalize(self.projection.rows(resident(self.stored_ND, what)).to(self.device), dim=1)
+    @cached_property
+    def unit_ND(self) -> Tensor:
+        """Standardised tokens that may be looked at, of length 1, on the device."""
+        stored_ND = resident(self.stored_ND, "the search for nearest neighbours")
+        return F.normalize(self.projection.rows(stored_ND).to(self.device), dim=1)
 
     @cached_property
     def nearest(self) -> Neighbours:
         """Rows among those that may be looked at that are nearest to each row to predict, by the cosine of standardised
         tokens."""
         judged_MD = torch.from_numpy(self.token_MD).to(self.device)
-        unit_ND = self.unit_rows("the nearest of all rows")
-        return nearest_in_table(judged_MD, unit_ND, neighbours=VOTING_NEIGHBOURS)
+        return nearest_in_table(judged_MD, self.unit_ND, neighbours=VOTING_NEIGHBOURS)
 
     @cached_property
     def graph(self) -> tuple[sparse.csr_array, sparse.csr_array]:
@@ -79,7 +80,7 @@ class SharedRows:
         are not projected first: on 512 principal components, at half the time, label propagation lost .2 points, on
         256 a point (100 MNIST labels, dev rows).
         """
-        own = nearest_of_each(self.unit_rows("label-propagation"), on_share=self.on_share)
+        own = nearest_of_each(self.unit_ND, on_share=self.on_share)
         return normalised_affinity(own), edges(self.nearest.first(NEIGHBOURS), len(own.row))
 
 

@@ -38,8 +38,7 @@ def objective(
         settings: weights and estimators.
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
-            before it; None: L_mix is of the unlabelled rows as they are, where `settings.mix_rows` is off, else left
-            out.
+            before it, all where `settings.mix_rows` is off; None: no L_mix.
         vote_HBK: class probabilities of the unlabelled rows that L_mix follows; None: their own content.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
         image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
@@ -51,19 +50,21 @@ def objective(
     """
     known = label_HL.shape[1]
     mixed_HBK: Tensor | None = None
-    if share_HB1 is None:
-        logits_HXK, style_HXS = stack.encode(token_HXP)
-    else:
+    if share_HB1 is not None and settings.mix_rows:
         logits_HXK, style_HXS, mixed_HBK = stack.encode_with_mixes(
             token_HXP, share_HB1, kept=known + share_HB1.shape[1]
         )
+    else:
+        logits_HXK, style_HXS = stack.encode(token_HXP)
+        if share_HB1 is not None:
+            rows = share_HB1.shape[1]
+            mixed_HBK = logits_HXK[:, -rows:]
+            logits_HXK, style_HXS = logits_HXK[:, : known + rows], style_HXS[:, : known + rows]
     known_HLK, logits_HBK = torch.split(logits_HXK, [known, logits_HXK.shape[1] - known], 1)
     terms = {"L_c": losses.content_cross_entropy(logits_LK=known_HLK, label_L=label_HL)}
     judged: dict[str, Tensor] = {}
     if not settings.semi_supervised:
         return terms, judged
-    if settings.lambda_mix and not settings.mix_rows and share_HB1 is None:
-        mixed_HBK, share_HB1 = logits_HBK, torch.ones_like(logits_HBK[..., :1])
     style_HBS, token_HBP = style_HXS[:, known:], token_HXP[:, known : logits_HXK.shape[1]]
     content_HBK, entropy, marginal_kl = losses.content_divergence(logits_BK=logits_HBK, prior_K=prior_HK)
     shown = {"content": content_HBK, "style": style_HBS}

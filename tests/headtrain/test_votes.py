@@ -87,7 +87,7 @@ def test_rows_that_are_not_mixed_follow_their_own_vote_and_so_do_their_views(vie
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     batch = next(draw_batches(pools, settings, generators, 40 if views else 20, torch.float64))
     token_HXP, share_HB1 = gather(token_TP, batch, settings)
-    assert (share_HB1 is not None) is views
+    assert share_HB1 is not None and (share_HB1 == 1).all() and token_HXP.shape[1] == (19 if views else 11)
     vote_HBK = torch.rand(2, 8, CLASSES, generator=generator, dtype=torch.float64).softmax(-1)
     terms, _ = objective(
         stack, token_HXP, torch.zeros(2, 3, dtype=torch.int64), pools.prior_HK, settings, share_HB1=share_HB1,
