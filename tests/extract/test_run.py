@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_stores import recorded
 from PIL import Image
 
 from cspipe.extract.backbones import load_backbone
@@ -254,7 +255,7 @@ def array_bytes(store):
 def resume(run, monkeypatch, stores):
     """Go on, and return the document, the chunks that were there before and those computed now."""
     (store,) = stores.glob("*.zarr")
-    before = {(path.parts[-5], int(path.parts[-2])) for path in store.glob("*/commit/c/*/*")}
+    before = recorded(store)
     commit, now = StoreWriter.commit, []
 
     def noted(self, split, task, *args):
@@ -270,6 +271,10 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_byte_identical(
 ):
     stores = tmp_path / "killed"
     assert interrupted(tiny_weights, stores, signal.SIGKILL, 7).returncode == -signal.SIGKILL
+    record, *_ = stores.glob("*.zarr/train/commit/c/*/0")
+    unfinished = record.parents[1] / "22/0.1.partial"  # as where the process was killed before the rename
+    unfinished.parent.mkdir()
+    unfinished.write_bytes(record.read_bytes())
     document, before, now = resume(run, monkeypatch, stores)
     assert len(before) >= 7
     assert not before & set(now)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_stores import recorded
 from PIL import Image
 
 from cspipe.extract.images import BadImageError
@@ -69,7 +70,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_byte_identical(run, tiny
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     (store,) = (tmp_path / "killed").glob("*.zarr")
-    before = {(path.parts[-5], int(path.parts[-2])) for path in store.glob("*/commit/c/*/*")}
+    before = recorded(store)
     assert 8 <= len(before) < 15 and {split for split, _ in before} == {"train", *VIEWS}
     commit, now = StoreWriter.commit, []
 
