@@ -131,9 +131,10 @@ def draw_prior(prior_K: Tensor, draws: int, generator: torch.Generator, steps: i
 def draw_shares(
     steps: int, rows: int, settings: HeadSettings, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """What each row keeps when it is mixed with the one before it `(steps, rows, 1)`: all, where none is mixed."""
+    """What each row keeps when it is mixed with the one before it `(steps, rows, 1)`: all, where it is not mixed."""
     drawn = torch.rand(steps, rows, 1, generator=generator, device=generator.device, dtype=dtype)
-    return drawn if settings.mix_rows else torch.ones_like(drawn)
+    mixed = drawn < settings.mix_share
+    return torch.where(mixed, drawn / (settings.mix_share or 1.0), torch.ones_like(drawn))
 
 
 def draw_views(row_QB: Tensor, pools: Pools, rows: int, generator: torch.Generator) -> Tensor:

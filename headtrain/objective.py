@@ -38,7 +38,7 @@ def objective(
         settings: weights and estimators.
         target_HBP: what L_y rebuilds of the unlabelled rows; None: their tokens as given. Never followed backward.
         share_HB1: what the last B rows, views or the unlabelled rows themselves, keep when each is mixed with the one
-            before it, all where `settings.mix_rows` is off; None: no L_mix.
+            before it, all where `settings.mix_share` is 0; None: no L_mix.
         vote_HBK: class probabilities of the unlabelled rows that L_mix follows; None: their own content.
         prior_HBS: draws of N(0, I), which the style term `mmd` compares with.
         image_HBI: pixels in [0, 1] of the unlabelled rows, which L_y rebuilds and D_y looks at in the tokens' place,
@@ -50,7 +50,7 @@ def objective(
     """
     known = label_HL.shape[1]
     mixed_HBK: Tensor | None = None
-    if share_HB1 is not None and settings.mix_rows:
+    if share_HB1 is not None and settings.mix_share:
         logits_HXK, style_HXS, mixed_HBK = stack.encode_with_mixes(
             token_HXP, share_HB1, kept=known + share_HB1.shape[1]
         )

@@ -41,6 +41,21 @@ def test_where_classes_lie_together_the_graph_tells_and_no_head_is_tried():
     assert found.agreement > 0.9 and found.held_out is None and found.bears_out
 
 
+@pytest.mark.parametrize(("few", "tried"), [(399, False), (400, True)])
+def test_few_rows_are_believed_only_where_the_graph_is_sure(monkeypatch, few, tried):
+    monkeypatch.setattr("cspipe.headtrain.clusters.FEW_ROWS", few)
+    monkeypatch.setattr("cspipe.headtrain.clusters.SURE_AGREEMENT", 1.01)
+    found = looked_at(*tokens(1, together=True))
+    assert found.plain and not found.anchors and (found.held_out is not None) is tried and found.bears_out
+
+
+@pytest.mark.parametrize(("agreement", "held_out", "borne_out"), [
+    (0.6, (9, 4, 4), True), (0.6, (9, 4, 5), False), (0.4, (9, 5, 4), False), (0.4, (9, 12, 2), True),
+])  # fmt: skip
+def test_the_burden_is_on_clusters_only_where_the_graph_does_not_speak_for_them(agreement, held_out, borne_out):
+    assert Findings(agreement, held_out=held_out).bears_out is borne_out
+
+
 def test_where_something_else_lies_together_heads_that_are_tried_tell():
     found = looked_at(*tokens(1, together=False))
     assert found.agreement < PLAIN_AGREEMENT and found.held_out[1] <= found.held_out[2] and not found.bears_out

@@ -70,8 +70,8 @@ def test_its_defaults_are_those_of_the_settings():
     assert {name: parameters[name] for name in shared} == {name: getattr(HeadSettings(), name) for name in shared}
     assert parameters.keys() - shared == {"calibrate", "random_state", "device"}
     assert vars(HeadSettings()).keys() - shared == {
-        "anchors", "voters", "mix_rows", "estimator", "discriminator", "discriminator_lr", "norm", "views", "precision",
-        "compile",
+        "anchors", "voters", "mix_share", "estimator", "discriminator", "discriminator_lr", "norm", "views",
+        "precision", "compile",
     }  # fmt: skip
 
 

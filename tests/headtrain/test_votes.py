@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cspipe.headtrain import HeadSettings, HeadTask, fit_heads, heads, losses
-from cspipe.headtrain.batches import Pools, Votes, draw_batches, gather
+from cspipe.headtrain.batches import Pools, Votes, draw_batches, draw_shares, gather
 from cspipe.headtrain.headfile import load_head, save_head
 from cspipe.headtrain.model import ContentStyle
 from cspipe.headtrain.objective import objective
@@ -71,10 +71,22 @@ def test_l_mix_follows_given_votes_in_place_of_the_head_s_own_content():
 
 def test_self_training_relies_on_no_clusters_and_takes_no_more_steps_than_it_is_given():
     settings = method_settings("self-training", HeadSettings())
-    assert settings.voted and not settings.asks_for_clusters and not settings.mix_rows
+    assert settings.voted and not settings.asks_for_clusters and settings.mix_share == 0
     assert max(settings.lambda_c, settings.lambda_s, settings.lambda_y, settings.lambda_yy) == 0
     assert (settings.steps, settings.components) == (400, HeadSettings.components)
     assert method_settings("self-training", HeadSettings(steps=20)).steps == 20
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_share_of_the_rows_is_mixed_and_what_they_keep_is_even(part):
+    settings = replace(HeadSettings(), mix_share=part)
+    kept = draw_shares(200, 50, settings, torch.Generator().manual_seed(0), torch.float64).flatten()
+    mixed = kept[kept < 1]
+    assert abs(len(mixed) / len(kept) - part) < 0.02
+    if part:
+        decile = torch.histc(mixed, 10, 0, 1) / len(mixed)
+        assert (decile - 0.1).abs().max() < 0.01
+    assert HeadSettings().by_votes().mix_share == 0.5 and settings.by_votes().mix_share == min(part, 0.5)
 
 
 @pytest.mark.parametrize("views", [False, True])
