@@ -67,7 +67,7 @@ def logistic(
     copies = 1 + len(view_VLD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # two rows of each are enough
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few rows of many
         with threadpool_limits(1):
             strength = choose_c(every_LD[:known], label_L, scoring=scoring) / copies
         with threadpool_limits(1 if known <= ROWS_FOR_CHOOSING_C else None):

@@ -74,8 +74,7 @@ class Findings:
         agreement: of held-out labels with those that spread to them, see `agreement`; None where rows are too few.
         anchors: tokens are standardised with the statistics of their neighbourhood.
         held_out: how many held-out labelled rows heads got right that rely on clusters and heads that do not: both,
-            the former alone, the latter alone; None where the agreement was plain and the rows many, or it tells
-            nothing.
+            the former alone, the latter alone; None where the agreement alone was believed, or tells nothing.
     """
 
     agreement: float | None
@@ -85,12 +84,11 @@ class Findings:
     @property
     def plain(self) -> bool:
         """True where the graph alone tells that rows which lie together share a class."""
-        return self.agreement is not None and self.agreement >= PLAIN_AGREEMENT
+        return self.reaches(PLAIN_AGREEMENT)
 
-    @property
-    def sure(self) -> bool:
-        """True where it tells so of few rows, too."""
-        return self.agreement is not None and self.agreement >= SURE_AGREEMENT
+    def reaches(self, kappa: float) -> bool:
+        """True where the agreement is known and so high."""
+        return self.agreement is not None and self.agreement >= kappa
 
     @property
     def bears_out(self) -> bool:
@@ -195,7 +193,7 @@ def look_at_rows(
         near_LD = sample.near.rows(known_LD).numpy()
         if left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L):
             found = Findings(agreement(near_LD, label_L, sample.near.rows(other_UD).numpy()), anchors=True)
-    if found.plain if len(tokens) > FEW_ROWS else found.sure:
+    if found.reaches(PLAIN_AGREEMENT if len(tokens) > FEW_ROWS else SURE_AGREEMENT):
         return found
     both_ND = torch.cat([known_LD, tokens[torch.from_numpy(np.sort(others[:TRIAL_ROWS]))]])
     asked = replace(found.scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)

@@ -139,8 +139,8 @@ def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | Non
     """How far classes lie together by each split's labelled rows, and the splits where it was not relied on.
 
     `held_out` are the accuracies of the heads that were tried with and without relying on it, null where the agreement
-    is plain; `anchors` the splits where tokens were standardised with their neighbourhood. None where nothing relies on
-    it. In cross-validation the lowest of a split's folds counts.
+    alone was believed; `anchors` the splits where tokens were standardised with their neighbourhood. None where nothing
+    relies on it. In cross-validation the lowest of a split's folds counts.
     """
     settings = method_settings(MAIN_METHOD, study.settings)
     if MAIN_METHOD not in methods or not settings.asks_for_clusters:

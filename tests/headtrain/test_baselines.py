@@ -26,6 +26,12 @@ def test_logistic_in_the_span_of_few_rows_is_the_logistic_on_all_dimensions():
     assert np.array_equal(ours.argmax(1), whole.predict(judged))
 
 
+@pytest.mark.filterwarnings("error")
+def test_logistic_says_nothing_of_two_rows_of_each_of_many_classes():
+    token, label = separable(48, 20, classes=24)
+    assert logistic(token, label, token, classes=24).shape == (48, 24)
+
+
 def test_logistic_learns_what_can_be_learned():
     token, label = separable(90, 20)
     judged, truth = separable(600, 20, seed=1)
