@@ -5,7 +5,8 @@ Two things are asked, both of labelled rows that are held out of the answer:
 1. Do rows that lie together share a class? The terms that sharpen and mix the contents of unlabelled rows take that for
    granted: the cluster assumption (Chapelle, Schoelkopf and Zien, "Semi-Supervised Learning", 2006, section 1.2). Where
    it does not hold, they teach the head what lies together instead of what was asked. Where rows are many the graph of
-   nearest neighbours mostly tells at once that it holds; else short trainings with and without those terms tell.
+   nearest neighbours mostly tells at once that it holds; else short trainings with and without those terms tell. Where
+   rows are few, those without are tried with a batch norm too.
 2. Before those trainings: does what a row has in common with its neighbourhood say less of its class than the rest?
    Where something else outshines the class, as stripes outshine a digit, it is better taken off, see `neighbourhood`.
    Ridge regression tells.
@@ -14,7 +15,7 @@ Legend: `N` rows, `L` labelled rows, `U` other rows, `D` token width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,6 +38,7 @@ from cspipe.store.split import labelled_folds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 PLAIN_AGREEMENT = 0.5
 """Kappa from which clusters are relied on without a trial. It says little below: tokens of plain and of striped digits
@@ -75,11 +77,13 @@ class Findings:
         anchors: tokens are standardised with the statistics of their neighbourhood.
         held_out: how many held-out labelled rows heads got right that rely on clusters and heads that do not: both,
             the former alone, the latter alone; None where the agreement alone was believed, or tells nothing.
+        batch_norm: the heads that do not rely on clusters got more of those rows right with a batch norm.
     """
 
     agreement: float | None
     anchors: bool = False
     held_out: tuple[int, int, int] | None = None
+    batch_norm: bool = False
 
     @property
     def plain(self) -> bool:
@@ -104,13 +108,25 @@ class Findings:
         _, gained, lost = self.held_out
         return gained >= lost if self.plain else gained - lost > STANDARD_ERRORS * math.sqrt(gained + lost)
 
+    def after_trial(self, with_L: Bools, without_L: Bools, batch_norm_L: Bools | None = None) -> "Findings":
+        """The same with what heads got right of the held-out rows `(L,)`: those that rely on clusters, and those that
+        do not, with a layer norm and, where that was tried, with a batch norm."""
+        better = batch_norm_L is not None and bool(batch_norm_L.sum() > without_L.sum())
+        if batch_norm_L is not None and better:
+            without_L = batch_norm_L
+        both, gained, lost = with_L & without_L, with_L & ~without_L, ~with_L & without_L
+        return replace(self, held_out=(int(both.sum()), int(gained.sum()), int(lost.sum())), batch_norm=better)
+
     def scaled(self, settings: HeadSettings) -> HeadSettings:
         """The settings with the standardisation that was found."""
         return replace(settings, anchors=max(settings.anchors, ANCHORS)) if self.anchors else settings
 
     def borne_out(self, settings: HeadSettings) -> HeadSettings:
         """What the settings become."""
-        return self.scaled(settings) if self.bears_out else self.scaled(settings).by_votes()
+        if self.bears_out:
+            return self.scaled(settings)
+        left = self.scaled(settings).by_votes()
+        return replace(left, norm="batch") if self.batch_norm else left
 
 
 @dataclass(frozen=True)
@@ -156,77 +172,125 @@ def draw_sample(tokens: Tokens, unlabelled: Ints, settings: HeadSettings) -> Sam
     return Sample(row_N, token_ND, settings.scale_floor, settings.power, ANCHORS if resident else 0)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What one task's labelled rows can be asked about.
+
+    Attributes:
+        labelled: numbers of at most `LABELLED` labelled rows, in order. label_L: their classes.
+        others: numbers of rows of the sample that are not labelled, in a drawn order.
+        prior_K: class prior of the task.
+    """
+
+    labelled: Ints
+    label_L: Ints
+    others: Ints
+    prior_K: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, task: HeadTask, label_N: Ints, sample: Sample) -> "Known":
+        """The task's rows, drawn with a fixed seed."""
+        generator = np.random.default_rng(len(task.labelled))
+        labelled = task.labelled[np.sort(generator.permutation(len(task.labelled))[:LABELLED])]
+        others = np.setdiff1d(sample.row_N, task.labelled)
+        generator.shuffle(others)
+        return cls(labelled, label_N[labelled], others, task.prior_K)
+
+    @property
+    def enough(self) -> bool:
+        """True where they tell anything."""
+        _, count_K = np.unique(self.label_L, return_counts=True)
+        return len(self.others) >= FEWEST and count_K[count_K > 1].sum() >= FEWEST and len(count_K) >= 2
+
+
 def look_at_rows(
     tokens: Tokens,
+    label_N: Ints,
+    tasks: Sequence[HeadTask],
     sample: Sample,
-    labelled: Ints,
-    label_L: Ints,
     settings: HeadSettings,
     *,
     classes: int,
-    prior_K: NDArray[np.float64] | None = None,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
-) -> Findings:
-    """How the rows that a head would learn from lie.
+) -> list[Findings]:
+    """How the rows that heads would learn from lie, by the labelled rows of each task.
 
     Args:
         tokens: of all rows `(N, D)`.
-        sample: of those that may be looked at.
-        labelled: numbers of the labelled rows. label_L: their classes.
-        settings: of the head.
-        classes: K. prior_K: class prior, None is uniform. device: where heads are tried.
+        label_N: classes; only the entries that a task names as labelled are looked at.
+        tasks: labelled rows and class prior of each head; heads that are tried for them are trained at once.
+        sample: of the rows that all of them may look at.
+        settings: of the heads.
+        classes: K. device: where heads are tried.
         on_step: called with the steps done of at most `TRIAL_STEPS`, where heads are tried.
     """
-    generator = np.random.default_rng(len(labelled))
-    keep = np.sort(generator.permutation(len(labelled))[:LABELLED])
-    others = np.setdiff1d(sample.row_N, labelled)
-    generator.shuffle(others)
-    labelled, label_L = labelled[keep], label_L[keep]
-    _, count_K = np.unique(label_L, return_counts=True)
-    if len(others) < FEWEST or count_K[count_K > 1].sum() < FEWEST or len(count_K) < 2:
-        return Findings(None)
-    known_LD, other_UD = tokens[torch.from_numpy(labelled)], tokens[torch.from_numpy(np.sort(others[:OTHERS]))]
+    known = [Known.of(task, label_N, sample) for task in tasks]
+    found = [by_graph(tokens, sample, each) if each.enough else Findings(None) for each in known]
+    few = len(tokens) <= FEW_ROWS
+    asked = [
+        place for place, each in enumerate(found)
+        if each.agreement is not None and not each.reaches(SURE_AGREEMENT if few else PLAIN_AGREEMENT)
+    ]  # fmt: skip
+    for anchors in (False, True):
+        places = [place for place in asked if found[place].anchors is anchors]
+        if not places:
+            continue
+        with_them = replace(found[places[0]].scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)
+        tried = [with_them, without := with_them.without_clusters()]
+        if few and settings.norm == "layer":
+            tried.append(replace(without, norm="batch"))
+        right = [
+            held_out_right(tokens, label_N, [known[place] for place in places], each, classes=classes, device=device,
+                           on_step=on_step)
+            for each in tried
+        ]  # fmt: skip
+        for place, (with_L, *without_CL) in zip(places, zip(*right, strict=True), strict=True):
+            found[place] = found[place].after_trial(with_L, *without_CL)
+    return found
+
+
+def by_graph(tokens: Tokens, sample: Sample, known: Known) -> Findings:
+    """What the graph of nearest neighbours and ridge regression tell."""
+    others = np.sort(known.others[:OTHERS])
+    known_LD, other_UD = tokens[torch.from_numpy(known.labelled)], tokens[torch.from_numpy(others)]
     plain_LD = sample.plain.rows(known_LD).numpy()
-    found = Findings(agreement(plain_LD, label_L, sample.plain.rows(other_UD).numpy()))
+    found = Findings(agreement(plain_LD, known.label_L, sample.plain.rows(other_UD).numpy()))
     if not found.plain and sample.near is not None:
         near_LD = sample.near.rows(known_LD).numpy()
-        if left_out_error(near_LD, label_L) < left_out_error(plain_LD, label_L):
-            found = Findings(agreement(near_LD, label_L, sample.near.rows(other_UD).numpy()), anchors=True)
-    if found.reaches(PLAIN_AGREEMENT if len(tokens) > FEW_ROWS else SURE_AGREEMENT):
-        return found
-    both_ND = torch.cat([known_LD, tokens[torch.from_numpy(np.sort(others[:TRIAL_ROWS]))]])
-    asked = replace(found.scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)
-    with_them, without = (
-        held_out_right(both_ND, label_L, tried, classes=classes, prior_K=prior_K, device=device, on_step=on_step)
-        for tried in (asked, asked.without_clusters())
-    )
-    both, gained, lost = (
-        int(rows_L.sum()) for rows_L in (with_them & without, with_them & ~without, ~with_them & without)
-    )
-    return replace(found, held_out=(both, gained, lost))
+        if left_out_error(near_LD, known.label_L) < left_out_error(plain_LD, known.label_L):
+            found = Findings(agreement(near_LD, known.label_L, sample.near.rows(other_UD).numpy()), anchors=True)
+    return found
 
 
 def held_out_right(
-    token_ND: Tensor,
-    label_L: Ints,
+    tokens: Tokens,
+    label_N: Ints,
+    known: Sequence[Known],
     settings: HeadSettings,
     *,
     classes: int,
-    prior_K: NDArray[np.float64] | None,
     device: torch.device | str,
     on_step: Callable[[int], None] | None,
-) -> NDArray[np.bool_]:
-    """Which of the labelled rows `(L,)`, the first ones of `token_ND`, heads get right whose labels were held out."""
-    every, held_out = np.arange(len(token_ND)), labelled_folds(label_L, TRIAL_FOLDS, FOLDS_SEED)
-    label_N = torch.full((len(token_ND),), -1)
-    label_N[: len(label_L)] = torch.from_numpy(label_L)
-    tasks = [HeadTask(np.setdiff1d(every[: len(label_L)], held), every, prior_K=prior_K) for held in held_out]
-    fit = fit_heads(token_ND, label_N, tasks, settings, classes=classes, device=device, on_step=on_step)
-    right_L = np.empty(len(label_L), bool)
-    for held, head in zip(held_out, fit.heads, strict=True):
-        right_L[held] = head.predict(token_ND[torch.from_numpy(held)]) == label_L[held]
-    return right_L
+) -> list[Bools]:
+    """Which of the labelled rows `(L,)` of each set heads get right whose labels were held out."""
+    pools = [np.union1d(each.labelled, each.others[:TRIAL_ROWS]) for each in known]
+    row_T = np.unique(np.concatenate(pools))
+    folds = [labelled_folds(each.label_L, TRIAL_FOLDS, FOLDS_SEED) for each in known]
+    tasks = [
+        HeadTask(np.searchsorted(row_T, np.delete(each.labelled, held)), np.searchsorted(row_T, pool),
+                 prior_K=each.prior_K)
+        for each, pool, own in zip(known, pools, folds, strict=True) for held in own
+    ]  # fmt: skip
+    token_TD, label_T = tokens[torch.from_numpy(row_T)], torch.from_numpy(label_N[row_T])
+    heads = iter(fit_heads(token_TD, label_T, tasks, settings, classes=classes, device=device, on_step=on_step).heads)
+    right: list[Bools] = []
+    for each, own in zip(known, folds, strict=True):
+        right_L = np.empty(len(each.labelled), bool)
+        for held in own:
+            right_L[held] = next(heads).predict(tokens[torch.from_numpy(each.labelled[held])]) == each.label_L[held]
+        right.append(right_L)
+    return right
 
 
 def left_out_error(token_LD: Floats, label_L: Ints) -> float:

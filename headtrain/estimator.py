@@ -162,12 +162,12 @@ class ContentStyleClassifier(
         label_N[labelled] = label_L
         every = np.arange(len(rows))
         draw = cache(lambda: draw_sample(rows, every, settings))
-        prior_K = prior_of_rows(settings, draw, rows, labelled, label_L, classes=len(classes))
+        prior_K = (
+            prior_of_rows(settings, draw, rows, labelled, label_L, classes=len(classes)) if settings.lambda_c else None
+        )
         task = HeadTask(labelled, every, training_seed(self.random_state), prior_K)
         if settings.asks_for_clusters:
-            found = look_at_rows(
-                rows, draw(), labelled, label_L, settings, classes=len(classes), prior_K=prior_K, device=device
-            )
+            (found,) = look_at_rows(rows, label_N, [task], draw(), settings, classes=len(classes), device=device)
             settings = found.borne_out(settings)
         held = held_out(label_L, task.seed) if self.calibrate else np.empty(0, np.int64)
         tasks = [task, without(task, labelled[held])] if len(held) else [task]

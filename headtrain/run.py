@@ -138,16 +138,17 @@ def findings(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | None:
     """How far classes lie together by each split's labelled rows, and the splits where it was not relied on.
 
-    `held_out` are the accuracies of the heads that were tried with and without relying on it, null where the agreement
-    alone was believed; `anchors` the splits where tokens were standardised with their neighbourhood. None where nothing
-    relies on it. In cross-validation the lowest of a split's folds counts.
+    `held_out` are the rows that heads which were tried got right, both with and without relying on it, the former
+    alone and the latter alone, null where the agreement alone was believed; `anchors` the splits where tokens were
+    standardised with their neighbourhood, `batch_norm` those whose heads have a batch norm. None where nothing relies
+    on it. In cross-validation the lowest of a split's folds counts.
     """
     settings = method_settings(MAIN_METHOD, study.settings)
     if MAIN_METHOD not in methods or not settings.asks_for_clusters:
         return None
     by_seed: dict[str, list[Findings]] = {}
-    for trial in study.trials:
-        by_seed.setdefault(str(trial.split_seed), []).append(study.found(settings, trial))
+    for trial, found_of_trial in zip(study.trials, study.found(settings, study.trials), strict=True):
+        by_seed.setdefault(str(trial.split_seed), []).append(found_of_trial)
     agreement = {
         seed: min((each.agreement for each in found if each.agreement is not None), default=None)
         for seed, found in by_seed.items()
@@ -157,6 +158,8 @@ def clusters_found(study: Study, methods: Sequence[str]) -> dict[str, Any] | Non
         "held_out": {seed: [each.held_out for each in found] for seed, found in by_seed.items()},
         "left_out": [seed for seed, found in by_seed.items() if not all(each.bears_out for each in found)],
         "anchors": [seed for seed, found in by_seed.items() if any(each.anchors for each in found)],
+        "batch_norm": [seed for seed, found in by_seed.items()
+                       if any(each.batch_norm and not each.bears_out for each in found)],
     }  # fmt: skip
 
 

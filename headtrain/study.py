@@ -158,7 +158,7 @@ class Study:
     def fit(self, method: str, trials: Sequence[Trial]) -> tuple[list[Head], list[dict[str, Any]]]:
         """Trains the heads of one method: a head a trial, and metric records; heads of the same settings at once."""
         asked = method_settings(method, self.settings)
-        chosen = [self.settings_of(asked, trial) for trial in trials]
+        chosen = self.settings_of(asked, trials)
         heads: dict[int, Head] = {}
         records: list[dict[str, Any]] = []
         for settings in dict.fromkeys(chosen):
@@ -181,27 +181,33 @@ class Study:
             view_VND=self.rows.view_VND, device=self.device, on_step=told,
         )  # fmt: skip
 
-    def settings_of(self, settings: HeadSettings, trial: Trial) -> HeadSettings:
-        """The settings, or what the trial's labelled rows bear out of them."""
-        return self.found(settings, trial).borne_out(settings) if settings.asks_for_clusters else settings
+    def settings_of(self, settings: HeadSettings, trials: Sequence[Trial]) -> list[HeadSettings]:
+        """The settings, or what each trial's labelled rows bear out of them."""
+        if not settings.asks_for_clusters:
+            return [settings] * len(trials)
+        return [found.borne_out(settings) for found in self.found(settings, trials)]
 
-    def found(self, settings: HeadSettings, trial: Trial) -> Findings:
-        """How the trial's rows lie, by its own labelled rows."""
-        labelled_bytes, judged_bytes = rows_of(trial)
-        key = (settings, labelled_bytes, judged_bytes)
-        tokens = self.rows.token_ND
-        if key not in self.memory.findings:
-            label_L = self.rows.label_N[trial.labelled]
+    def found(self, settings: HeadSettings, trials: Sequence[Trial]) -> list[Findings]:
+        """How each trial's rows lie, by its own labelled rows; trials on the same rows are asked at once."""
+        known = self.memory.findings
+        new = {(settings, *rows_of(trial)): trial for trial in trials}
+        pools: dict[bytes, list[Trial]] = {}
+        for key, trial in new.items():
+            if key not in known:
+                pools.setdefault(trial.unlabelled.tobytes(), []).append(trial)
 
-            def told(step: int) -> None:
-                if self.on_progress:
-                    self.on_progress("how rows lie", step / min(settings.steps, TRIAL_STEPS))
+        def told(step: int) -> None:
+            if self.on_progress:
+                self.on_progress("how rows lie", step / min(settings.steps, TRIAL_STEPS))
 
-            self.memory.findings[key] = look_at_rows(
-                tokens, self.sample(settings, trial), trial.labelled, label_L, settings, classes=self.rows.classes,
-                prior_K=self.prior(settings, trial), device=self.device, on_step=told,
+        for alike in pools.values():
+            tasks = [HeadTask(t.labelled, t.unlabelled, prior_K=self.prior(settings, t)) for t in alike]
+            found = look_at_rows(
+                self.rows.token_ND, self.rows.label_N, tasks, self.sample(settings, alike[0]), settings,
+                classes=self.rows.classes, device=self.device, on_step=told,
             )  # fmt: skip
-        return self.memory.findings[key]
+            known.update(zip([(settings, *rows_of(trial)) for trial in alike], found, strict=True))
+        return [known[settings, *rows_of(trial)] for trial in trials]
 
     def sample(self, settings: HeadSettings, trial: Trial) -> Sample:
         """Some of the rows that the trial may look at."""

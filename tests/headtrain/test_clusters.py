@@ -12,9 +12,11 @@ from cspipe.headtrain.estimator import ContentStyleClassifier
 from cspipe.headtrain.rows import labelled_positions, read_rows
 from cspipe.headtrain.settings import HeadSettings, method_settings
 from cspipe.headtrain.study import Memory, Study, make_trials
+from cspipe.headtrain.tasks import HeadTask
 
 CLASSES = 3
 Rows = namedtuple("Rows", "token label")
+SMALL = HeadSettings(hidden=32, steps=60, batch=64, labelled_batch=32)
 
 
 def tokens(seed, *, together, rows=400):
@@ -30,10 +32,11 @@ def tokens(seed, *, together, rows=400):
 
 def looked_at(token_ND, label_N, labels=60, **changes):
     """What is found with the first rows labelled."""
-    at, tokens_ND = np.arange(labels), torch.from_numpy(token_ND)
-    sample = draw_sample(tokens_ND, np.arange(len(label_N)), HeadSettings())
-    settings = HeadSettings(hidden=32, steps=60, batch=64, labelled_batch=32, **changes)
-    return look_at_rows(tokens_ND, sample, at, label_N[at], settings, classes=CLASSES)
+    at, every, tokens_ND = np.arange(labels), np.arange(len(label_N)), torch.from_numpy(token_ND)
+    sample = draw_sample(tokens_ND, every, HeadSettings())
+    settings = replace(SMALL, **changes)
+    (found,) = look_at_rows(tokens_ND, label_N, [HeadTask(at, every)], sample, settings, classes=CLASSES)
+    return found
 
 
 def test_where_classes_lie_together_the_graph_tells_and_no_head_is_tried():
@@ -104,11 +107,16 @@ def study(make_store, quick):
     return make
 
 
+def find(monkeypatch, found, where="study"):
+    """Has these found in place of what rows tell."""
+    monkeypatch.setattr(f"cspipe.headtrain.{where}.look_at_rows", lambda *_, **__: found)
+
+
 @pytest.mark.parametrize(("held_out", "changes", "mixes"), [
     (None, {}, True), ((9, 1, 9), {}, False), ((9, 1, 9), {"cluster_terms": "always"}, True),
 ])  # fmt: skip
 def test_a_study_leaves_cluster_terms_out_where_they_do_not_hold(study, monkeypatch, held_out, changes, mixes):
-    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=held_out))
+    find(monkeypatch, [Findings(0.1, held_out=held_out)] * 3)
     made = study(False, **changes)
     outcome = made.run("content-style")
     assert [head.settings.lambda_c > 0 for head in outcome.heads] == [mixes] * 3
@@ -128,8 +136,7 @@ def test_a_study_looks_at_its_own_rows_and_tells_how_far_it_is(study):
 
 
 def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatch):
-    told = iter([None, (9, 1, 9), (5, 20, 5)])
-    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=next(told)))
+    find(monkeypatch, [Findings(0.1, held_out=told) for told in (None, (9, 1, 9), (5, 20, 5))])
     made = study(True)
     outcome = made.run("content-style")
     assert [head.settings.lambda_c > 0 for head in outcome.heads] == [True, False, True]
@@ -138,14 +145,57 @@ def test_heads_of_one_study_may_differ_and_stay_in_their_order(study, monkeypatc
     mixed = {record["split_seed"] for record in outcome.metrics if "D_c" in record}
     assert mixed == {0, 2} and {record["split_seed"] for record in outcome.metrics} == {0, 1, 2}
     alone = Study(made.rows, made.trials[1:2], made.settings, "cpu", None, Memory())
-    monkeypatch.setattr("cspipe.headtrain.study.look_at_rows", lambda *_, **__: Findings(0.1, held_out=(9, 1, 9)))
+    find(monkeypatch, [Findings(0.1, held_out=(9, 1, 9))])
     assert alone.run("content-style").results[0]["accuracy"] == outcome.results[1]["accuracy"]
 
 
-@pytest.mark.parametrize("held_out", [None, (9, 1, 9)])
-def test_the_estimator_leaves_them_out_too(monkeypatch, held_out):
-    monkeypatch.setattr("cspipe.headtrain.estimator.look_at_rows", lambda *_, **__: Findings(0.1, held_out=held_out))
+@pytest.mark.parametrize(("found", "voted", "norm"), [
+    (Findings(0.1), False, "layer"), (Findings(0.1, held_out=(9, 1, 9)), True, "layer"),
+    (Findings(0.1, held_out=(9, 1, 9), batch_norm=True), True, "batch"),
+    (Findings(0.1, held_out=(9, 20, 1), batch_norm=True), False, "layer"),
+])  # fmt: skip
+def test_the_estimator_leaves_them_out_too(monkeypatch, found, voted, norm):
+    find(monkeypatch, [found], "estimator")
     token_ND, label_N = tokens(3, together=False)
     label_N[60:] = -1
     fitted = ContentStyleClassifier(steps=20, random_state=0).fit(token_ND, label_N)
-    assert fitted.head_.settings.voted is (held_out is not None)
+    assert (fitted.head_.settings.voted, fitted.head_.settings.norm) == (voted, norm)
+
+
+def test_trials_of_many_labelled_sets_are_those_of_each_alone():
+    token_ND, label_N = tokens(1, together=False)
+    tokens_ND, every = torch.from_numpy(token_ND), np.arange(len(label_N))
+    tasks = [HeadTask(np.arange(first, first + count), every) for first, count in ((0, 60), (30, 60), (100, 90))]
+    sample = draw_sample(tokens_ND, every, HeadSettings())
+
+    def look(asked):
+        return look_at_rows(tokens_ND, label_N, asked, sample, SMALL, classes=CLASSES)
+
+    assert look(tasks) == [found for task in tasks for found in look([task])]
+
+
+@pytest.mark.parametrize(("batch_norm", "held_out", "better"), [
+    (None, (1, 1, 1), False), ("1100", (1, 1, 1), False), ("1110", (2, 0, 1), True), ("0001", (1, 1, 1), False),
+])  # fmt: skip
+def test_the_better_norm_is_what_clusters_are_compared_with(batch_norm, held_out, better):
+    with_L, without_L, batch_norm_L = (
+        told and np.array([mark == "1" for mark in told]) for told in ("1100", "1010", batch_norm)
+    )
+    found = Findings(0.2, anchors=True).after_trial(with_L, without_L, batch_norm_L)
+    assert found == Findings(0.2, True, held_out, better)
+
+
+@pytest.mark.parametrize(("few", "norm", "tried"), [(400, "layer", 3), (399, "layer", 2), (400, "batch", 2)])
+def test_a_batch_norm_is_tried_where_rows_are_few_and_it_was_not_asked_for(monkeypatch, few, norm, tried):
+    seen = []
+
+    def right(tokens, label_N, known, settings, **_):
+        seen.append(settings)
+        return [np.arange(len(known[0].labelled)) < len(seen)]
+
+    monkeypatch.setattr("cspipe.headtrain.clusters.FEW_ROWS", few)
+    monkeypatch.setattr("cspipe.headtrain.clusters.held_out_right", right)
+    found = looked_at(*tokens(1, together=False), norm=norm)
+    assert [settings.norm for settings in seen] == [norm, norm, "batch"][:tried]
+    assert [settings.lambda_c > 0 for settings in seen] == [True, False, False][:tried]
+    assert found.batch_norm is (tried == 3) and found.held_out == (1, 0, tried - 1)

@@ -103,8 +103,11 @@ def test_principal_components_are_those_of_what_is_left():
 
 def looked_at(token_ND, label_N, settings):
     """What is found with 60 labelled rows."""
-    at, sample = np.arange(60), draw_sample(token_ND, np.arange(ROWS), HeadSettings())
-    return look_at_rows(token_ND, sample, at, label_N[at], settings, classes=CLASSES)
+    every = np.arange(ROWS)
+    sample = draw_sample(token_ND, every, HeadSettings())
+    task = HeadTask(np.arange(60), every)
+    (found,) = look_at_rows(token_ND, label_N, [task], sample, settings, classes=CLASSES)
+    return found
 
 
 def test_labelled_rows_tell_whether_it_helps(quick):
