@@ -53,7 +53,7 @@ def test_few_rows_are_believed_only_where_the_graph_is_sure(monkeypatch, few, tr
 
 
 @pytest.mark.parametrize(("agreement", "held_out", "borne_out"), [
-    (0.6, (9, 0, 0), False), (0.6, (9, 7, 4), False), (0.6, (9, 8, 4), True), (0.4, (9, 8, 4), False),
+    (0.6, (9, 4, 4), False), (0.6, (9, 5, 4), True), (0.4, (9, 5, 4), False), (0.4, (9, 10, 4), False),
     (0.4, (9, 12, 2), True), (0.4, None, True),
 ])  # fmt: skip
 def test_the_burden_on_clusters_is_less_where_the_graph_speaks_for_them(agreement, held_out, borne_out):
