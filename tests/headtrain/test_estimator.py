@@ -76,7 +76,7 @@ def test_its_defaults_are_those_of_the_settings():
 
 
 def test_a_seed_gives_the_head_that_fit_heads_gives(rows, few):
-    ours = small(calibrate=False, random_state=7).fit(rows.token, few)
+    ours = small(calibrate=False, random_state=7, cluster_terms="always").fit(rows.token, few)
     settings = HeadSettings(**SMALL)
     task = HeadTask(np.flatnonzero(few >= 0), np.arange(240), 7)
     label = torch.from_numpy(few.astype(np.int64))
