@@ -111,10 +111,10 @@ class Findings:
 
     def after_trial(self, with_L: Bools, without_L: Bools, batch_norm_L: Bools | None = None) -> "Findings":
         """The same with what heads got right of the held-out rows `(L,)`: those that rely on clusters, and those that
-        do not, with a layer norm and, where that was tried, with a batch norm."""
-        better = batch_norm_L is not None and bool(batch_norm_L.sum() > without_L.sum())
-        if batch_norm_L is not None and better:
-            without_L = batch_norm_L
+        do not, as asked and, where that was tried, with a batch norm."""
+        better = False
+        if batch_norm_L is not None and batch_norm_L.sum() > without_L.sum():
+            without_L, better = batch_norm_L, True
         both, gained, lost = with_L & without_L, with_L & ~without_L, ~with_L & without_L
         return replace(self, held_out=(int(both.sum()), int(gained.sum()), int(lost.sum())), batch_norm=better)
 
@@ -197,6 +197,11 @@ class Known:
         generator.shuffle(others)
         return cls(labelled, label_N[labelled], others, task.prior_K)
 
+    @cached_property
+    def pool(self) -> Ints:
+        """Numbers of the rows that heads which are tried may look at, in order."""
+        return np.union1d(self.labelled, self.others[:TRIAL_ROWS])
+
     @property
     def enough(self) -> bool:
         """True where they tell anything."""
@@ -220,7 +225,7 @@ def look_at_rows(
     Args:
         tokens: of all rows `(N, D)`.
         label_N: classes; only the entries that a task names as labelled are looked at.
-        tasks: labelled rows and class prior of each head; heads that are tried for them are trained at once.
+        tasks: labelled rows and class prior of each head; heads that are tried on the same rows are trained at once.
         sample: of the rows that all of them may look at.
         settings: of the heads.
         classes: K. device: where heads are tried.
@@ -233,10 +238,10 @@ def look_at_rows(
         place for place, each in enumerate(found)
         if each.agreement is not None and not each.reaches(SURE_AGREEMENT if few else PLAIN_AGREEMENT)
     ]  # fmt: skip
-    for anchors in (False, True):
-        places = [place for place in asked if found[place].anchors is anchors]
-        if not places:
-            continue
+    alike: dict[tuple[bool, bytes], list[int]] = {}
+    for place in asked:
+        alike.setdefault((found[place].anchors, known[place].pool.tobytes()), []).append(place)
+    for places in alike.values():
         with_them = replace(found[places[0]].scaled(settings), steps=min(settings.steps, TRIAL_STEPS), compile=False)
         tried = [with_them, without := with_them.without_clusters()]
         if few and settings.norm == "layer":
@@ -274,14 +279,12 @@ def held_out_right(
     device: torch.device | str,
     on_step: Callable[[int], None] | None,
 ) -> list[Bools]:
-    """Which of the labelled rows `(L,)` of each set heads get right whose labels were held out."""
-    pools = [np.union1d(each.labelled, each.others[:TRIAL_ROWS]) for each in known]
-    row_T = np.unique(np.concatenate(pools))
+    """Which of the labelled rows `(L,)` of each set heads get right whose labels were held out; one pool serves all."""
+    row_T = known[0].pool
     folds = [labelled_folds(each.label_L, TRIAL_FOLDS, FOLDS_SEED) for each in known]
     tasks = [
-        HeadTask(np.searchsorted(row_T, np.delete(each.labelled, held)), np.searchsorted(row_T, pool),
-                 prior_K=each.prior_K)
-        for each, pool, own in zip(known, pools, folds, strict=True) for held in own
+        HeadTask(np.searchsorted(row_T, np.delete(each.labelled, held)), np.arange(len(row_T)), prior_K=each.prior_K)
+        for each, own in zip(known, folds, strict=True) for held in own
     ]  # fmt: skip
     token_TD, label_T = tokens[torch.from_numpy(row_T)], torch.from_numpy(label_N[row_T])
     heads = iter(fit_heads(token_TD, label_T, tasks, settings, classes=classes, device=device, on_step=on_step).heads)

@@ -189,25 +189,25 @@ class Study:
 
     def found(self, settings: HeadSettings, trials: Sequence[Trial]) -> list[Findings]:
         """How each trial's rows lie, by its own labelled rows; trials on the same rows are asked at once."""
-        known = self.memory.findings
-        new = {(settings, *rows_of(trial)): trial for trial in trials}
-        pools: dict[bytes, list[Trial]] = {}
-        for key, trial in new.items():
+        known, keys = self.memory.findings, [(settings, *rows_of(trial)) for trial in trials]
+        new: dict[bytes | None, dict[object, Trial]] = {}
+        for key, trial in zip(keys, trials, strict=True):
             if key not in known:
-                pools.setdefault(trial.unlabelled.tobytes(), []).append(trial)
+                new.setdefault(rows_of(trial)[1], {})[key] = trial
 
         def told(step: int) -> None:
             if self.on_progress:
                 self.on_progress("how rows lie", step / min(settings.steps, TRIAL_STEPS))
 
-        for alike in pools.values():
-            tasks = [HeadTask(t.labelled, t.unlabelled, prior_K=self.prior(settings, t)) for t in alike]
+        for alike in new.values():
+            first = next(iter(alike.values()))
+            tasks = [HeadTask(t.labelled, t.unlabelled, prior_K=self.prior(settings, t)) for t in alike.values()]
             found = look_at_rows(
-                self.rows.token_ND, self.rows.label_N, tasks, self.sample(settings, alike[0]), settings,
+                self.rows.token_ND, self.rows.label_N, tasks, self.sample(settings, first), settings,
                 classes=self.rows.classes, device=self.device, on_step=told,
             )  # fmt: skip
-            known.update(zip([(settings, *rows_of(trial)) for trial in alike], found, strict=True))
-        return [known[settings, *rows_of(trial)] for trial in trials]
+            known.update(zip(alike, found, strict=True))
+        return [known[key] for key in keys]
 
     def sample(self, settings: HeadSettings, trial: Trial) -> Sample:
         """Some of the rows that the trial may look at."""
