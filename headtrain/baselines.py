@@ -27,6 +27,10 @@ Ints = NDArray[np.int64]
 
 ROWS_FOR_CHOOSING_C = 2000
 
+SEARCH_TOLERANCE = 1e-3
+"""Of the fits that choose C. At scikit-learn's 1e-4 they take one and a half to twice as long and C is no better: on
+dev rows of seven sets with 100 to 1,000 labels accuracy differs by +.15 points on average, -.3 to +2.2."""
+
 
 def logistic(
     token_LD: Floats,
@@ -94,7 +98,7 @@ def choose_c(token_LD: Floats, label_L: Ints, *, scoring: str = "accuracy") -> f
     if folds < 2:
         return 1.0
     search = GridSearchCV(
-        LogisticRegression(max_iter=200), {"C": list(np.logspace(-5, 1, 7))},
+        LogisticRegression(max_iter=200, tol=SEARCH_TOLERANCE), {"C": list(np.logspace(-5, 1, 7))},
         cv=StratifiedKFold(folds, shuffle=True, random_state=0), refit=False, scoring=scoring,
     ).fit(token_LD, label_L)  # fmt: skip
     return float(search.best_params_["C"])
@@ -156,7 +160,7 @@ def label_propagation(given: Given) -> Floats:
     vote_MK = judged @ share_NK
     fallback_K = np.bincount(given.label_L, minlength=given.classes)
     vote_MK[vote_MK.sum(1) == 0] = fallback_K
-    probability_MK: Floats = (vote_MK / vote_MK.sum(1, keepdims=True)).astype(np.float32)
+    probability_MK: Floats = vote_MK / vote_MK.sum(1, keepdims=True)
     return probability_MK
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NEIGHBOURS, VOTING_NEIGHBOURS = 10, 20
@@ -109,68 +108,70 @@ def nearest_of_each(
     return best.found()
 
 
-def edge_weight(cosine: Floats, *, power: float = 3.0) -> Doubles:
+def edge_weight(cosine: Floats, *, power: float = 3.0) -> Floats:
     """Weight of an edge: the positive part of the cosine, cubed (Iscen et al. 2019, gamma = 3)."""
-    weight: Doubles = np.maximum(cosine, 0).astype(np.float64) ** power
+    weight: Floats = (np.maximum(cosine, 0) ** power).astype(np.float32)
     return weight
 
 
 def edges(found: Neighbours, table_rows: int) -> sparse.csr_array:
     """Weights of the edges to `table_rows` rows `(rows, table_rows)`, as found: not symmetric."""
     rows, count = found.row.shape
-    start = np.arange(0, rows * count + 1, count)
-    return sparse.csr_array((edge_weight(found.cosine).ravel(), found.row.ravel(), start), shape=(rows, table_rows))
+    small = sparse.get_index_dtype(maxval=max(rows * count, table_rows))
+    start, end = np.arange(0, rows * count + 1, count, dtype=small), found.row.ravel().astype(small)
+    return sparse.csr_array((edge_weight(found.cosine).ravel(), end, start), shape=(rows, table_rows))
 
 
 def normalised_affinity(own: Neighbours) -> sparse.csr_array:
     """S = D^-1/2 (A + A^T) D^-1/2 `(N, N)` of the rows' own neighbours; a row without edges keeps zeros."""
-    rows = len(own.row)
-    affinity = edges(own, rows)
-    affinity = affinity + affinity.T
+    affinity = edges(own, len(own.row))
+    affinity = sparse.csr_array(affinity + affinity.T)
     degree_N = affinity.sum(1)
-    scale_N = np.divide(1, np.sqrt(degree_N), out=np.zeros(rows), where=degree_N > 0)
-    return sparse.csr_array(sparse.diags_array(scale_N) @ affinity @ sparse.diags_array(scale_N))
+    scale_N = np.divide(1, np.sqrt(degree_N), out=np.zeros_like(degree_N), where=degree_N > 0)
+    affinity.data *= scale_N[affinity.indices] * np.repeat(scale_N, np.diff(affinity.indptr))
+    return affinity
 
 
 def spread_labels(
-    affinity: sparse.csr_array, at_L: Ints, label_L: Ints, *, classes: int, alpha: float = 0.99, tolerance: float = 1e-6
-) -> Doubles:
+    affinity: sparse.csr_array, at_L: Ints, label_L: Ints, *, classes: int, alpha: float = 0.99, tolerance: float = 1e-4
+) -> Floats:
     """Solves (I - alpha S) F = Y by conjugate gradients, many classes at once (Zhou et al. 2004, up to a factor).
 
     Args:
-        affinity: S, see `normalised_affinity`.
+        affinity: S, see `normalised_affinity`; its precision is that of the answer.
         at_L: positions of the labelled rows. label_L: their classes.
         classes: K.
         alpha: how far labels spread, below 1; both papers use 0.99.
-        tolerance: of the residual, relative to each class of Y.
+        tolerance: of the residual, relative to each class of Y. Of 10,000 judged rows (MNIST, 100 and 1,000 labels)
+            none changes its class from 1e-6 to 1e-4, two to five at 1e-3.
 
     Returns:
         F `(N, K)`, not negative; 0 in rows that no labelled row reaches.
     """
-    rows = affinity.shape[0]
-    system = sparse.csr_array(sparse.eye_array(rows) - alpha * affinity)
-    label_NK = np.zeros((rows, classes))
+    label_NK: Floats = np.zeros((affinity.shape[0], classes), affinity.dtype)
     label_NK[at_L, label_L] = 1
     length_K = np.linalg.norm(label_NK, axis=0).clip(1)
     for start in range(0, classes, CLASSES_AT_ONCE):
         part = slice(start, start + CLASSES_AT_ONCE)
-        label_NK[:, part] = solved(system, label_NK[:, part] / length_K[part], tolerance) * length_K[part]
-    return label_NK.clip(0)
+        label_NK[:, part] = solved(affinity, alpha, label_NK[:, part] / length_K[part], tolerance) * length_K[part]
+    spread_NK: Floats = label_NK.clip(0)
+    return spread_NK
 
 
-def solved(system: sparse.csr_array, right_NC: Doubles, tolerance: float) -> Doubles:
-    """X `(N, C)` with system X = right side; no column's residual is longer than the tolerance."""
+def solved(affinity: sparse.csr_array, alpha: float, right_NC: Floats, tolerance: float) -> Floats:
+    """X `(N, C)` with (I - alpha S) X = right side; no column's residual is longer than the tolerance."""
 
-    def times(column: Doubles) -> Doubles:
-        product: Doubles = (system @ column.reshape(right_NC.shape)).ravel()
-        return product
+    def times(column: Floats) -> Floats:
+        given_NC = column.reshape(right_NC.shape)
+        spread_NC: Floats = affinity @ given_NC
+        return (given_NC - alpha * spread_NC).ravel()
 
-    operator = LinearOperator((right_NC.size, right_NC.size), matvec=times, dtype=np.float64)
-    found_NC: Doubles = cg(operator, right_NC.ravel(), rtol=0, atol=tolerance)[0].reshape(right_NC.shape)
+    operator = LinearOperator((right_NC.size, right_NC.size), matvec=times, dtype=affinity.dtype)
+    found_NC: Floats = cg(operator, right_NC.ravel(), rtol=0, atol=tolerance)[0].reshape(right_NC.shape)
     return found_NC
 
 
-def equal_class_masses(spread_NK: Doubles) -> Doubles:
+def equal_class_masses(spread_NK: Floats) -> Floats:
     """Scales each class to the same mass over all rows, then each row to sum to 1.
 
     Class mass normalisation (Zhu, Ghahramani and Lafferty, ICML 2003) with equal proportions; Zhou et al.
@@ -178,6 +179,6 @@ def equal_class_masses(spread_NK: Doubles) -> Doubles:
     Not with the class prior: masses along a graph are no calibrated probabilities, and even the true prior drowns rare
     classes. A class that reaches no row stays at 0, and so does a row that no class reaches.
     """
-    scaled_NK = spread_NK / spread_NK.sum(0).clip(1e-300)
-    equal_NK: Doubles = scaled_NK / scaled_NK.sum(1, keepdims=True).clip(1e-300)
+    scaled_NK = spread_NK / spread_NK.sum(0, dtype=np.float64).clip(1e-300)
+    equal_NK: Floats = (scaled_NK / scaled_NK.sum(1, keepdims=True).clip(1e-300)).astype(spread_NK.dtype)
     return equal_NK

@@ -83,7 +83,7 @@ def test_the_affinity_is_symmetric_and_normalised_by_the_degrees_of_both_ends():
 
 
 def test_labels_spread_as_dense_linear_algebra_says():
-    affinity = normalised_affinity(nearest_of_each(unit_rows(60, 3), neighbours=4))
+    affinity = normalised_affinity(nearest_of_each(unit_rows(60, 3), neighbours=4)).astype(np.float64)
     at, label = np.array([3, 20, 41, 59]), np.array([0, 2, 1, 0])
     spread = spread_labels(affinity, at, label, classes=4, tolerance=1e-10)
     one_hot = np.zeros((60, 4))
