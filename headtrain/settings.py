@@ -79,8 +79,8 @@ class HeadSettings:
             which takes the noise of a constant rate out; 0 keeps the last ones.
         discriminator_lr: constant learning rate of the discriminators' Adam.
         precision: of the networks' products while they learn; weights, losses and Adam stay in fp32. `bf16` is
-            for GPUs and for CPUs with AVX512-BF16 or AMX: .5 and .7 of the time on two of them, as accurate. On a
-            CPU without such instructions it gains nothing.
+            for GPUs and for CPUs whose products in bf16 are fast, which `cspipe doctor` measures: of three with
+            AVX512-BF16 heads took .5, .7 and 1.5 of the time, as accurate.
         compile: the objective through torch.compile: half a minute before the first step, pays for itself on a GPU or
             where heads train for many minutes.
     """

@@ -47,20 +47,34 @@ def test_a_device_that_is_not_there_and_a_missing_library_are_problems(cspipe, m
     assert finding(told, "no-such-library")["found"] == "not installed"
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "told"),
-    [
-        ({"avx512_bf16": True, "amx_bf16": False}, True),
-        ({"avx512_bf16": False, "avx512_fp16": True}, False),
-        ({}, False),
-    ],
-)
-def test_a_processor_with_bf16_products_is_told_of(document, monkeypatch, capabilities, told):
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+@pytest.mark.parametrize(("share", "advised"), [(0.21, True), (0.95, False), (1.8, False)])
+def test_bf16_is_advised_where_its_products_were_faster(document, monkeypatch, share, advised):
+    monkeypatch.setattr("cspipe.doctor.bf16_share", lambda: share)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cpu = finding(document("doctor"), "cpu")
-    assert cpu["state"] == "ok"
-    assert ("bf16 products" in cpu["found"]) == ('precision = "bf16"' in cpu["advice"]) == told
+    assert cpu["state"] == "ok" and f"bf16 take {share:.1f} times as long" in cpu["found"]
+    assert ('precision = "bf16"' in cpu["advice"]) == advised
+
+
+def test_what_bf16_takes_is_measured(monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    from cspipe.doctor import bf16_share
+
+    assert 0 < bf16_share() < 1000
+    taken = {torch.bfloat16: 3.0, torch.float32: 2.0}
+
+    class Clock:
+        def __init__(self, stmt, *, globals, num_threads):
+            self.median = taken[(globals["x"] @ globals["weight"]).dtype]
+
+        def blocked_autorange(self, min_run_time):
+            return SimpleNamespace(median=self.median)
+
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Clock)
+    assert bf16_share() == 1.5
 
 
 def test_a_hub_that_does_not_answer_is_told_in_seconds_with_what_to_do(document, monkeypatch):
