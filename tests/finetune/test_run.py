@@ -186,3 +186,17 @@ def test_dev_rows_of_the_head_run_are_judged_and_never_trained_on(digits, settin
     assert loaded.judged.rows.tolist() == list(range(48, 96))
     assert loaded.train.unlabelled.max() < 48
     assert loaded.judged.label_M.tolist() == read_rows(digits.store).label_N[48:].tolist()
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_a_head_that_followed_votes_goes_on_with_its_labelled_rows_alone(digits, settings, tmp_path, norm):
+    quick = HeadSettings(components=16, hidden=16, style=4, steps=40, batch=32, cluster_terms="always", norm=norm)
+    head = run_head(store=digits.store, runs=tmp_path, labels=40, seeds=1, methods=["content-style"],
+                    settings=quick.by_votes())  # fmt: skip
+    assert choose_head(None, tmp_path, None, 0, "cpu").head.settings.voted
+    document = run_finetune(head_run=None, runs=tmp_path, stores=digits.stores, settings=settings())
+    assert document["accuracy_before"] == pytest.approx(head["results"][0]["accuracy"])
+    assert 0 < document["accuracy_after"] <= 1
+    records = [json.loads(line) for line in (Path(document["run"]) / "metrics.jsonl").read_text().splitlines()]
+    told = set().union(*records)
+    assert "L_c" in told and not told & {"L_mix", "D_c", "L_y"}
