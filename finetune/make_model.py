@@ -140,7 +140,7 @@ def calibration_of(
         "then tell how far probabilities can be trusted"
     )
     prior_K = None
-    if settings.semi_supervised:
+    if settings.lambda_c:
         prior_K = prior_of_head(saved.head, token_ND, rows.label_N, labelled, every, classes)
     return calibrate(
         token_ND, torch.from_numpy(rows.label_N), HeadTask(labelled, every, train_seed, prior_K), settings,
