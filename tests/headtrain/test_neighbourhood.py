@@ -122,7 +122,8 @@ def test_labelled_rows_tell_whether_it_helps(quick):
     (Findings(None), 0, True), (Findings(0.9), 0, True), (Findings(0.9, True), 500, True),
     (Findings(0.2, False, (50, 10, 20)), 0, False), (Findings(0.2, True, (50, 10, 20)), 500, False),
     (Findings(0.2, True, (50, 10, 10)), 500, False), (Findings(0.2, True, (50, 13, 10)), 500, False),
-    (Findings(0.2, True, (50, 12, 3)), 500, False), (Findings(0.2, True, (50, 20, 5)), 500, True),
+    (Findings(0.1, True, (50, 12, 3)), 500, False), (Findings(0.2, True, (50, 12, 3)), 500, True),
+    (Findings(0.2, True, (50, 20, 5)), 500, True),
 ])  # fmt: skip
 def test_what_is_left_of_the_settings(findings, anchors, relied_on):
     left = findings.borne_out(HeadSettings())
