@@ -193,8 +193,10 @@ def hold_out(labelled: Ints, label_N: Ints, seed: int) -> tuple[Ints, Ints]:
 def refit(saved: SavedHead, token_ND: torch.Tensor, label_N: Ints, labelled: Ints, every: Ints, device: str) -> Head:
     """The head again without the rows that are held out, with the settings that it was trained with."""
     settings, classes = saved.head.settings, len(saved.card["class_names"])
-    draw = partial(draw_sample, token_ND, every, settings)
-    prior_K = prior_of_rows(settings, draw, token_ND, labelled, label_N[labelled], classes=classes)
+    prior_K = None
+    if settings.lambda_c:
+        draw = partial(draw_sample, token_ND, every, settings)
+        prior_K = prior_of_rows(settings, draw, token_ND, labelled, label_N[labelled], classes=classes)
     task = HeadTask(labelled, every, int(saved.card["train_seed"]), prior_K)
     fit = fit_heads(token_ND, torch.from_numpy(label_N), [task], settings, classes=classes, device=device)
     return fit.heads[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cspipe.extract.run import extract
+from cspipe.finetune import load
 from cspipe.finetune.load import check_probe, choose_head, load_all, store_of_head
 from cspipe.finetune.run import make_parts, run_finetune
 from cspipe.finetune.world import join_world
@@ -76,6 +77,15 @@ def test_the_refitted_head_keeps_the_class_prior_of_its_settings(pictures, tmp_p
         loaded = load_all(saved, store, settings(), weights=None, data_dir=None, device="cpu")
         means[prior] = float(loaded.head.probabilities(loaded.train.cached_ND)[:, 0].mean())
     assert means[0.9, 0.1] > means[0.5, 0.5] + 0.1
+
+
+def test_a_head_without_d_c_is_refitted_without_estimating_class_shares(pictures, tmp_path, settings, monkeypatch):
+    extracted = extract("lite0", str(pictures), stores=tmp_path / "stores", image_px=32)
+    run_head(store=Path(extracted["store"]), runs=tmp_path / "runs", seeds=1, methods=["supervised"], settings=QUICK)
+    saved = choose_head(None, tmp_path / "runs", None, 0, "cpu", method="supervised")
+    monkeypatch.setattr(load, "prior_of_rows", lambda *_, **__: pytest.fail("class shares were estimated"))
+    loaded = load_all(saved, open_store(extracted["store"]), settings(), weights=None, data_dir=None, device="cpu")
+    assert loaded.head is not saved.head and torch.equal(loaded.head.prior_K, torch.tensor([0.5, 0.5]))
 
 
 def test_training_goes_on_with_the_class_shares_that_the_head_found(pictures, tmp_path, settings):
